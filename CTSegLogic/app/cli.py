@@ -1,0 +1,245 @@
+"""The command line `ctseg`: results on stdout, progress on stderr, errors in two lines, documented exit
+codes.
+
+0 done, 2 unusable input or arguments, 3 weights missing or damaged, 4 out of memory, 5 partly done, 130
+cancelled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from CTSegLogic.app import commands
+from CTSegLogic.values.errors import Cancelled, CTSegError
+from CTSegLogic.values.run import Run
+
+_MAIN = "Segments CT (and MR) by name, by text or everything, and learns new structures. Research use only."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code."""
+    options = parser().parse_args(arguments)
+    for library in ("pydicom", "highdicom", "nibabel"):  # their remarks on headers are for programmers
+        logging.getLogger(library).setLevel(logging.ERROR)
+    stop = threading.Event()
+
+    def interrupted(*_: object) -> None:
+        # The first Ctrl-C ends the run in order, within one tile; a second one ends it at once.
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = signal.signal(signal.SIGINT, interrupted) if _main_thread() else None
+    try:
+        return int(options.run(options, _run_of(options, stop)) or 0)
+    except CTSegError as error:
+        if options.debug:
+            traceback.print_exc()
+        sys.stderr.write(
+            f"\n{error.seen}\n{error.hint}\n" if sys.stderr.isatty() else f"{error.seen}\n{error.hint}\n"
+        )
+        return error.exit_code
+    except KeyboardInterrupt:
+        return Cancelled.exit_code
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGINT, previous)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; tests hold it against README and the contract."""
+    top = argparse.ArgumentParser(prog="ctseg", description=_MAIN)
+    top.add_argument("--version", action="version", version=f"ctseg {commands.version()}")
+    sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _catalogue(sub)
+    _models(sub)
+    _segment(sub)
+    _demo(sub)
+    _evaluate(sub)
+    _train(sub)
+    _worker(sub)
+    for command in sub.choices.values():
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return top
+
+
+def _catalogue(sub: Any) -> None:
+    p = sub.add_parser("list", help="models, structures or sets")
+    p.add_argument("what", nargs="?", choices=("models", "structures", "sets"), default="models")
+    p.add_argument(
+        "--search", metavar="WORD", help="structures whose names, aliases, region or groups hold WORD"
+    )
+    p.add_argument("--json", action="store_true", help="for programs")
+    p.set_defaults(run=commands.list_)
+    p = sub.add_parser("describe", help="what a model finds, needs and may be used for")
+    p.add_argument("card", metavar="CARD", help="a model's name, or its card file or folder")
+    p.add_argument("--json", action="store_true", help="the card itself")
+    p.set_defaults(run=commands.describe)
+    p = sub.add_parser("explain", help="what a phrase means, word by word")
+    p.add_argument(
+        "phrase", metavar="PHRASE", nargs="+", help='such as "both parotids and the cord, not the mandible"'
+    )
+    p.add_argument("--model", metavar="CARD", help="read the phrase for this model")
+    p.add_argument("--json", action="store_true", help="for programs")
+    p.set_defaults(run=commands.explain)
+    p = sub.add_parser("doctor", help="versions, devices, models and a self-test")
+    p.add_argument("--json", action="store_true", help="for programs")
+    p.set_defaults(run=commands.doctor)
+
+
+def _models(sub: Any) -> None:
+    p = sub.add_parser("install", help="download a model's files, or take them from a file or folder")
+    p.add_argument("card", metavar="CARD")
+    p.add_argument(
+        "--from", dest="source", type=Path, metavar="FILE_OR_DIR", help="install without a network"
+    )
+    p.add_argument("--accept-license", action="store_true", help="I have read the licence and agree")
+    p.set_defaults(run=commands.install)
+    p = sub.add_parser("remove", help="delete a model's downloaded files")
+    p.add_argument("card", metavar="CARD")
+    p.set_defaults(run=commands.remove)
+
+
+def _asked(p: argparse.ArgumentParser) -> None:
+    """What to segment and how: shared by every command that segments."""
+    p.add_argument(
+        "--model", metavar="CARD", help="a model's name, card file or folder (default: the one that serves)"
+    )
+    what = p.add_mutually_exclusive_group()
+    what.add_argument("--structures", metavar="A,B", help="keys, see `ctseg list structures`")
+    what.add_argument("--text", metavar="PHRASE", help='such as "both parotids and the spinal cord"')
+    what.add_argument(
+        "--everything", metavar="SET", nargs="?", const="", help="all organs, or those of a set"
+    )
+    p.add_argument("--roi", type=Path, metavar="FILE", help="label map; only the box around it is looked at")
+    p.add_argument("--quality", choices=("fast", "balanced", "best"), default="balanced")
+    p.add_argument("--modality", choices=("CT", "MR"), help="of files that do not say (default: the model's)")
+    p.add_argument(
+        "--series", metavar="UID", help="which series of a DICOM folder (its UID or the end of it)"
+    )
+    _runtime(p)
+
+
+def _runtime(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
+    p.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    p.add_argument("--memory", type=float, metavar="GIB", help="most memory to plan for")
+    p.add_argument("--workers", type=int, default=2, metavar="N", help="threads for resampling")
+
+
+def _segment(sub: Any) -> None:
+    p = sub.add_parser("segment", help="segment one scan")
+    p.add_argument(
+        "images", metavar="IMAGE", nargs="+", type=Path, help="file or DICOM folder; one per channel"
+    )
+    p.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help=".seg.nrrd .nii.gz .seg.dcm .rt.dcm"
+    )
+    p.add_argument("--naming", choices=("name", "snomed", "totalsegmentator", "tg263"), default="name")
+    p.add_argument("--preview", type=Path, metavar="PNG", help="a picture of the result")
+    p.add_argument("--report", type=Path, metavar="JSON", help="volumes, confidence, warnings, seconds")
+    p.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    p.add_argument("--json", action="store_true", help="the report on stdout instead of the table")
+    _asked(p)
+    p.set_defaults(run=commands.segment)
+
+
+def _demo(sub: Any) -> None:
+    p = sub.add_parser("demo", help="segment the sample (or IMAGE) and write result, picture and report")
+    p.add_argument("images", metavar="IMAGE", nargs="*", type=Path)
+    p.add_argument(
+        "-o", "--output", type=Path, default=Path("ctseg-demo"), metavar="DIR", help="default: ctseg-demo"
+    )
+    p.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    _asked(p)
+    p.set_defaults(run=commands.demo)
+
+
+def _evaluate(sub: Any) -> None:
+    p = sub.add_parser(
+        "evaluate", help="Dice, surface Dice and HD95 of files, folders or a model against truth"
+    )
+    p.add_argument("found", metavar="PRED", help="segmentation, folder of them, or a model's name")
+    p.add_argument(
+        "truth", metavar="TRUTH", type=Path, help="segmentation, folder, or (for a model) nnU-Net data set"
+    )
+    p.add_argument("-o", "--output", type=Path, metavar="DIR", help="evaluation.csv and evaluation.json")
+    p.add_argument("--csv", type=Path, metavar="FILE", help="one row per case and structure")
+    p.add_argument(
+        "--mapping", metavar="NAME_OR_JSON", help="label values to keys (default: from the data set)"
+    )
+    p.add_argument("--json", action="store_true", help="the summary for programs")
+    p.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    p.add_argument("--quality", choices=("fast", "balanced", "best"), default="balanced")
+    _runtime(p)
+    p.set_defaults(run=commands.evaluate)
+
+
+def _train(sub: Any) -> None:
+    p = sub.add_parser("train", help="teach a model a new head; what it knew stays as it is")
+    p.add_argument("task", metavar="TASK.json", type=Path)
+    p.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="checkpoints, record and the new card"
+    )
+    p.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder that the task's data set paths start from"
+    )
+    p.add_argument("--resume", action="store_true", help="go on after the last whole epoch")
+    p.add_argument("--publish", action="store_true", help="make the result a model known by name")
+    _runtime(p)
+    p.set_defaults(run=commands.train)
+
+
+def _worker(sub: Any) -> None:
+    p = sub.add_parser("worker", help="answer the panel's requests on stdin until it closes (not for people)")
+    p.add_argument("--idle", type=float, default=600.0, metavar="SECONDS", help="let models go after so long")
+    _runtime(p)
+    p.set_defaults(run=commands.worker)
+
+
+def _run_of(options: argparse.Namespace, stop: threading.Event) -> Run:
+    return Run(
+        device=getattr(options, "device", "auto"),
+        precision=getattr(options, "precision", "auto"),
+        memory_gib=getattr(options, "memory", None),
+        workers=getattr(options, "workers", 2),
+        progress=Bar(sys.stderr),
+        cancelled=stop.is_set,
+    )
+
+
+class Bar:
+    """Progress on stderr: one moving line on a terminal, a line per tenth elsewhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.terminal = stream, stream.isatty()
+        self.last = ""
+
+    def __call__(self, fraction: float, text: str) -> None:
+        """Shows a fraction 0..1 and a stage's name."""
+        percent = int(100 * min(max(fraction, 0.0), 1.0))
+        said = (
+            f"{percent:3d} % {text}"
+            if self.terminal
+            else f"{percent - percent % 10:3d} % {text.split(',')[0]}"
+        )
+        if said == self.last:
+            return
+        self.last = said
+        if self.terminal:
+            self.stream.write(f"\r\x1b[K{said}" + ("\n" if percent == 100 else ""))
+        else:
+            self.stream.write(said + "\n")
+        self.stream.flush()
+
+
+def _main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

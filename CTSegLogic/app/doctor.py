@@ -1,0 +1,134 @@
+"""`examine`: what this computer offers, and whether its numbers can be trusted."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import time
+from importlib import metadata
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from CTSegLogic.engine.device import free_bytes
+from CTSegLogic.files.weights import cards, home, installed, place_of, verify
+from CTSegLogic.values.errors import CTSegError
+from CTSegLogic.values.run import Run
+
+PACKAGES = (
+    "torch",
+    "SimpleITK",
+    "numpy",
+    "scipy",
+    "nibabel",
+    "isal",
+    "safetensors",
+    "connected-components-3d",
+)
+OPTIONAL = ("monai", "highdicom", "pydicom", "matplotlib", "psutil", "openvino", "ray", "mlflow")
+# Half-precision 3D convolutions lost cuDNN there, and are wrong with cuDNN 9.10.2 (pytorch #166643, #163539).
+_BAD_TORCH = "2.9."
+_BAD_CUDNN = 91002
+_AGREE = 0.03  # largest relative error of a half-precision convolution
+
+
+def examine(run: Run) -> dict[str, dict[str, Any]]:
+    """Tables of versions, devices, the self-test, models, and problems (empty when all is well)."""
+    problems: dict[str, Any] = {}
+    table = {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES + OPTIONAL},
+        },
+        "machine": {
+            "system": platform.platform(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "devices": _devices(run),
+        "self-test": _self_test(problems),
+        "models": _models(problems),
+        "problems": problems,
+    }
+    for name in PACKAGES:
+        if table["versions"][name] == "missing":
+            problems[name] = f"is not installed: run `pip install {name}`"
+    if torch.__version__.startswith(_BAD_TORCH):
+        problems["torch"] = f"{torch.__version__} has slow or wrong 3D convolutions: install another version"
+    if torch.cuda.is_available() and torch.backends.cudnn.version() == _BAD_CUDNN:
+        problems["cudnn"] = "9.10.2 gives wrong 3D convolutions in bf16: install a newer one"
+    return table
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _devices(run: Run) -> dict[str, Any]:
+    free = free_bytes(torch.device("cpu"), run) / 2**30
+    found = {"cpu": f"{free:.1f} GiB free, bf16 {'yes' if _has_bf16() else 'no'}"}
+    for n in range(torch.cuda.device_count()):
+        free = free_bytes(torch.device("cuda", n), run)
+        found[f"cuda:{n}"] = f"{torch.cuda.get_device_name(n)}, {free / 2**30:.1f} GiB free"
+    if torch.backends.mps.is_available():
+        found["mps"] = "Apple GPU"
+    found["openvino"] = (
+        "installed" if importlib.util.find_spec("openvino") else "not installed (faster on the CPU)"
+    )
+    return found
+
+
+def _has_bf16() -> bool:
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
+def _self_test(problems: dict[str, Any]) -> dict[str, Any]:
+    """One 3D convolution per device and precision against float64 on the CPU."""
+    torch.manual_seed(0)
+    x, w = torch.randn(1, 16, 32, 48, 48), torch.randn(16, 16, 3, 3, 3) / 20
+    exact = F.conv3d(x.double(), w.double(), padding=1)
+    devices = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+    devices += ["mps"] if torch.backends.mps.is_available() else []
+    results: dict[str, Any] = {}
+    for device in devices:
+        for kind in (
+            (torch.float32, torch.bfloat16)
+            if device == "cpu"
+            else (torch.float32, torch.float16, torch.bfloat16)
+        ):
+            name = f"{device} {str(kind).removeprefix('torch.')}"
+            try:
+                began = time.perf_counter()
+                y = F.conv3d(x.to(device, kind), w.to(device, kind), padding=1).double().cpu()
+                spent = time.perf_counter() - began
+            except (RuntimeError, NotImplementedError, TypeError) as error:
+                results[name] = f"not supported: {str(error).splitlines()[0][:80]}"
+                continue
+            error_size = float((y - exact).abs().max() / exact.abs().max())
+            results[name] = f"largest error {error_size:.1e}, {1000 * spent:.0f} ms"
+            if not error_size < _AGREE:
+                problems[name] = (
+                    f"3D convolutions are wrong here (error {error_size:.2g}): do not use this device"
+                )
+    return results
+
+
+def _models(problems: dict[str, Any]) -> dict[str, Any]:
+    states: dict[str, Any] = {"folder": str(home())}
+    for card in cards().values():
+        if not installed(card):
+            states[card.name] = "not installed"
+            continue
+        try:
+            for name in card.files:
+                verify(card, name, place_of(card, name))
+            states[card.name] = f"{card.version}, files verified"
+        except CTSegError as error:
+            states[card.name] = error.seen
+            problems[card.name] = error.seen
+    return states

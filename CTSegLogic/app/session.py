@@ -1,0 +1,183 @@
+"""`Session`: models kept ready, one call from a scan to a prediction. The panel, the console, batches and the
+command line all go through here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from CTSegLogic.files.weights import cards, find_card, installed
+from CTSegLogic.systems import System, open_system
+from CTSegLogic.values.card import Card
+from CTSegLogic.values.checks import fits_scan, scan_warnings, with_warnings
+from CTSegLogic.values.errors import (
+    ImageInvalid,
+    OutOfMemory,
+    PromptUnknown,
+    WeightsMissing,
+    out_of_memory,
+)
+from CTSegLogic.values.grid import Box, Grid
+from CTSegLogic.values.prediction import Layer, Prediction, merge
+from CTSegLogic.values.prompt import Ask, Classes, Text, ask_for, describe, resolve, wanted_keys
+from CTSegLogic.values.run import Request, Run
+from CTSegLogic.values.structures import OUTLINE
+from CTSegLogic.values.volume import Volume
+
+
+class Session:
+    """Loads each model once and keeps it until told to forget it.
+
+    >>> from CTSegLogic.values.prompt import Classes
+    >>> [card.name for card, ask in Session().plan(Request(prompt=Classes(("body",))))]
+    ['body']
+    """
+
+    def __init__(self, run: Run | None = None) -> None:
+        self.run = run or Run()
+        self._open: dict[str, System] = {}
+
+    def load(self, card: Card) -> System:
+        """The card's system, its network ready; loaded at the first call."""
+        key = f"{card.name}/{card.version}/{card.folder}/{self.run.device}"
+        if key not in self._open:
+            self._open[key] = open_system(card, self.run)
+        return self._open[key]
+
+    def forget(self) -> None:
+        """Releases every loaded model and the accelerator's memory."""
+        self._open.clear()
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def plan(self, request: Request) -> list[tuple[Card, Ask]]:
+        """Which models serve a request, and what each is asked; loads nothing.
+
+        Raises:
+            PromptUnknown: a word or structure is unknown, or no installed model finds it.
+            CardInvalid: the named model does not exist.
+        """
+        if request.card is not None:
+            card = find_card(request.card)
+            outline = find_card(OUTLINE)
+            named = isinstance(request.prompt, Text | Classes)
+            if named and card.name != OUTLINE and OUTLINE in wanted_keys(request.prompt, [card, outline]):
+                return _shared([card, outline], request)
+            return [(card, resolve(request.prompt, card))]
+        known = list(cards().values())
+        ready = [card for card in known if installed(card)]
+        if not ready:
+            raise WeightsMissing(
+                seen="No model is installed.", hint="Run `ctseg list models`, then `ctseg install NAME`."
+            )
+        return _shared(ready, request, others=[card for card in known if card not in ready])
+
+    def _found(self, card: Card, part: Volume, ask: Ask, run: Run) -> Prediction:
+        """What one model finds; on the CPU when an accelerator's memory does not suffice."""
+        system = self.load(card)
+        try:
+            return system.segment(part, ask, run)
+        except (OutOfMemory, RuntimeError, MemoryError) as error:
+            if not isinstance(error, OutOfMemory) and not out_of_memory(error):
+                raise
+            if str(system.device) == "cpu":
+                hint = "Close other programs, use --quality fast, or limit the run with --roi."
+                raise OutOfMemory(seen=f"Memory ran out in the model {card.name}.", hint=hint) from error
+        self.forget()
+        processor = replace(run, device="cpu")
+        found = open_system(card, processor).segment(part, ask, processor)
+        said = f"The memory of {system.device} did not suffice: {card.name} ran on the CPU."
+        return replace(found, origin=replace(found.origin, warnings=(*found.origin.warnings, said)))
+
+    def segment(self, volume: Volume, request: Request | None = None) -> Prediction:
+        """The structures a request asks for, on the volume's grid.
+
+        Raises:
+            CTSegError: one of its kinds; each says what to do.
+        """
+        request = request or Request()
+        plan = self.plan(request)
+        part, box = _looked_at(volume, request.roi)
+        run = replace(self.run, quality=request.quality)
+        predictions = []
+        for n, (card, ask) in enumerate(plan):
+            if volume.channels != len(card.prepare.channels):
+                wanted = card.prepare.channels
+                raise ImageInvalid(
+                    seen=f"The scan has {volume.channels} channels, {card.name} takes {len(wanted)}.",
+                    hint=f"Give one image per channel: {', '.join(wanted)}.",
+                )
+            stage = replace(run, progress=_share_of(run, n, len(plan)))
+            found = self._found(card, part, ask, stage)
+            warned = (*scan_warnings(part, card.modality), *_terms(card))
+            predictions.append(
+                replace(found, origin=replace(found.origin, warnings=warned + found.origin.warnings))
+            )
+        merged = merge(predictions)
+        merged = replace(merged, origin=replace(merged.origin, prompt=describe(request.prompt)))
+        return with_warnings(_on_whole(merged, volume.grid, box))
+
+
+def _terms(card: Card) -> tuple[str, ...]:
+    """What a user must know of a restricted licence, every time."""
+    if card.license.use == "any":
+        return ()
+    return (f"The model {card.name} is for {card.license.use} use only ({card.license.name}).",)
+
+
+def _shared(ready: Sequence[Card], request: Request, others: Sequence[Card] = ()) -> list[tuple[Card, Ask]]:
+    """Each wanted structure goes to the first model that finds it."""
+    keys = wanted_keys(request.prompt, ready)
+    plan, left = [], list(keys)
+    for card in ready:
+        mine = [key for key in left if key in card.keys]
+        left = [key for key in left if key not in mine]
+        if mine:
+            plan.append((card, ask_for(mine, card, request.prompt)))
+    if left:
+        able = [card.name for card in others if set(left) & set(card.keys)]
+        served = ", ".join(dict.fromkeys(key for card in ready for key in card.keys))
+        raise PromptUnknown(
+            seen=f"No installed model finds {', '.join(left)}.",
+            hint=f"Install {' or '.join(able)}." if able else f"Installed models find: {served}.",
+        )
+    return plan
+
+
+def _looked_at(volume: Volume, roi: Grid | None) -> tuple[Volume, Box]:
+    """The part of the volume inside the region of interest, and where it lies."""
+    whole = Box.whole(volume.grid.shape)
+    if roi is None:
+        return volume, whole
+    if not fits_scan(roi, volume.grid):
+        raise ImageInvalid(
+            seen="The region of interest lies outside the scan.", hint="Move it, or leave it out."
+        )
+    corners = np.array([[k, j, i] for k in (0, 1) for j in (0, 1) for i in (0, 1)]) * (
+        np.asarray(roi.shape) - 1
+    )
+    at = volume.grid.index(roi.world(corners))
+    # A thousandth of a voxel forgives the rounding of a region that was cut out of this very grid.
+    low, high = np.floor(at.min(0) + 1e-3).astype(int), np.ceil(at.max(0) - 1e-3).astype(int) + 1
+    box = Box(start_kji=(low[0], low[1], low[2]), stop_kji=(high[0], high[1], high[2])).clipped(
+        volume.grid.shape
+    )
+    return volume.on(volume.grid.cropped(box)), box
+
+
+def _on_whole(prediction: Prediction, grid: Grid, part: Box) -> Prediction:
+    if prediction.grid.shape == grid.shape:
+        return replace(prediction, grid=grid)
+    layers = tuple(
+        Layer(array=layer.array, box=layer.box.shifted(part.start_kji)) for layer in prediction.layers
+    )
+    return replace(prediction, grid=grid, layers=layers)
+
+
+def _share_of(run: Run, n: int, count: int) -> Callable[[float, str], None]:
+    """Progress of the n-th of `count` models, told as progress of the whole."""
+    return lambda fraction, text: run.progress((n + fraction) / count, text)

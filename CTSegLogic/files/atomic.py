@@ -1,0 +1,66 @@
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from CTSegLogic.values.errors import OutputRefused
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A scratch path beside `path` that takes its place when the block ends well, and is removed when it does
+    not.
+
+    Raises:
+        OutputRefused: the folder is missing or read-only, or the disk is full.
+    """
+    path = Path(path)
+    handle, name = _scratch(path)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.chmod(0o666 & ~_umask())
+        part.replace(path)
+    except OSError as error:
+        raise refused(path, error) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def refused(path: Path, error: OSError) -> OutputRefused:
+    """What to tell the user of a failed write."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputRefused(
+            seen=f"The disk is full: {path} was not written.", hint="Free some space and run again."
+        )
+    return OutputRefused(
+        seen=f"{path} cannot be written: {error.strerror or error}.", hint="Choose a folder you may write to."
+    )
+
+
+def _scratch(path: Path) -> tuple[int, str]:
+    if not path.parent.is_dir():
+        raise OutputRefused(
+            seen=f"The folder {path.parent} does not exist.",
+            hint="Create it first, or choose another output.",
+        )
+    try:
+        # The ending stays last: writers choose their format by it.
+        return tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix="-" + path.name[-80:])
+    except OSError as error:
+        raise refused(path, error) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,61 @@
+"""Tensors from files, strictly: every one that the network has, none that it lacks, no code ever run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from CTSegLogic.files.atomic import replaced
+from CTSegLogic.values.errors import WeightsCorrupt, WeightsMismatch
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, as float32 where they are stored in half precision.
+
+    Raises:
+        WeightsCorrupt: it is not a safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        stored = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsCorrupt(
+            seen=f"{path.name} is not a safetensors file: {error}.", hint="Install the model again."
+        ) from error
+    return {name: t.float() if t.is_floating_point() else t for name, t in stored.items()}
+
+
+def write_tensors(module: nn.Module, path: Path) -> None:
+    """A module's parameters as a half-precision safetensors file, written whole or not at all."""
+    from safetensors.torch import save_file
+
+    half = {name: t.detach().to("cpu", torch.float16).contiguous() for name, t in module.state_dict().items()}
+    with replaced(path) as part:
+        save_file(half, part)
+
+
+def load_strictly(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """Copies tensors into a module.
+
+    Raises:
+        WeightsMismatch: names or shapes differ; the message counts and names them.
+    """
+    own = module.state_dict()
+    missing = sorted(own.keys() - tensors.keys())
+    extra = sorted(tensors.keys() - own.keys())
+    shapes = sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape)
+    wrong = [
+        f"{len(n)} {word} ({', '.join(n[:3])})"
+        for n, word in ((missing, "missing"), (extra, "unknown"), (shapes, "of another shape"))
+        if n
+    ]
+    if wrong:
+        raise WeightsMismatch(
+            seen=f"The file of {what} does not fit its network: {'; '.join(wrong)}.",
+            hint="The file belongs to another model or version: install the model again.",
+        )
+    module.load_state_dict(tensors, strict=True)

@@ -1,0 +1,248 @@
+"""Cases -> prepared arrays on disk -> augmented patches.
+
+    Case --prepare_case--> image.npy (int16 HU or float32), labels.npy (uint8), spots.npz (voxels per class)
+         --PatchSource---> Sample(seed, epoch, index) -> Batch
+
+Every patch is a function of (seed, epoch, index) alone: workers may finish in any order and a resumed
+training sees the same patches as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from CTSegLogic.engine.intensity import scale_, scaler
+from CTSegLogic.files.atomic import replaced
+from CTSegLogic.files.images import read_image, read_labels
+from CTSegLogic.train.augment import Augment, augmented, extent
+from CTSegLogic.values.card import Prepare
+from CTSegLogic.values.errors import TaskInvalid
+from CTSegLogic.values.grid import Grid
+from CTSegLogic.values.move import move
+from CTSegLogic.values.structures import vocabulary
+from CTSegLogic.values.task import Case, Task
+
+_SPOTS = 10_000  # voxels remembered per class and case (nnU-Net's figure)
+_SPOT_SEED = 1234
+_AHEAD = 6  # batches made before they are needed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """One case on the working grid.
+
+    Attributes:
+        image: (c, k, j, i) unscaled; labels: (k, j, i), channel number of the head or 0.
+        spots: for each channel number, (n, 3) voxels of it.
+        annotated: whether the case's annotators drew each structure at all.
+    """
+
+    name: str
+    image: NDArray[Any]
+    labels: NDArray[np.uint8]
+    spots: dict[int, NDArray[np.int32]]
+    annotated: tuple[bool, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchBatch:
+    """Input of one step: image (B, C, k, j, i) scaled, labels (B, k, j, i), annotated (B, structures)."""
+
+    image: Tensor
+    labels: Tensor
+    annotated: Tensor
+
+
+def prepare_case(case: Case, structures: Sequence[str], prepare: Prepare, folder: Path) -> Prepared:
+    """The case on the working grid of `prepare`, kept under `folder` and read back when nothing has changed.
+
+    Raises:
+        TaskInvalid: image and labels lie on different grids, or the number of channels is not the model's.
+    """
+    home = folder / f"{case.name}-{_fingerprint(case, structures, prepare)}"
+    if not (home / "spots.npz").exists():
+        image, labels = _resampled(case, structures, prepare)
+        home.mkdir(parents=True, exist_ok=True)
+        for name, array in (("image.npy", image), ("labels.npy", labels)):
+            with replaced(home / name) as part, part.open("wb") as file:
+                np.save(file, array)
+        with replaced(home / "spots.npz") as part, part.open("wb") as file:
+            np.savez(file, **{str(n): spots for n, spots in _spots(labels, len(structures)).items()})
+    with np.load(home / "spots.npz") as table:
+        spots = {int(n): table[n] for n in table.files}
+    drawn = set(case.mapping.values())
+    return Prepared(
+        name=case.name,
+        image=np.load(home / "image.npy", mmap_mode="r"),
+        labels=np.load(home / "labels.npy", mmap_mode="r"),
+        spots=spots,
+        annotated=tuple(key in drawn for key in structures),
+    )
+
+
+def move_labels(labels: NDArray[Any], src: Grid, dst: Grid, count: int) -> NDArray[np.uint8]:
+    """A label map 0..count resampled with smooth borders: each label is moved as a probability, the largest
+    wins."""
+    best = np.full(dst.shape, 0.5, np.float32)
+    out = np.zeros(dst.shape, np.uint8)
+    for value in range(1, count + 1):
+        share = move((labels == value).astype(np.float32), src, dst, order=1, antialias=True, outside=0)
+        wins = share >= best
+        out[wins] = value
+        np.maximum(best, share, out=best)
+    return out
+
+
+def _resampled(
+    case: Case, structures: Sequence[str], prepare: Prepare
+) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    volume = read_image(case.images, modality="")
+    truth, grid = read_labels(case.labels)
+    if not grid.matches(volume.grid, tol_mm=0.5):
+        raise TaskInvalid(
+            seen=f"Case {case.name}: image and labels lie on different grids.",
+            hint="Resample the labels to the image.",
+        )
+    if volume.channels != len(prepare.channels):
+        raise TaskInvalid(
+            seen=f"Case {case.name} has {volume.channels} channels, the model takes {len(prepare.channels)}.",
+            hint="Give one file per channel, in the card's order.",
+        )
+    numbers = np.zeros(truth.shape, np.uint8)
+    for value, key in case.mapping.items():
+        numbers[truth == value] = structures.index(key) + 1
+    work = prepare.grid_over(volume.grid)
+    image = move(
+        volume.array, volume.grid, work, order=prepare.order, antialias=prepare.antialias, outside=None
+    )
+    if volume.array.dtype == np.int16:
+        image = np.rint(image).astype(np.int16)
+    return image, move_labels(numbers, volume.grid, work, len(structures))
+
+
+def _spots(labels: NDArray[np.uint8], count: int) -> dict[int, NDArray[np.int32]]:
+    rng = np.random.default_rng(_SPOT_SEED)
+    spots = {}
+    for value in range(1, count + 1):
+        where = np.argwhere(labels == value).astype(np.int32)
+        if len(where) > _SPOTS:
+            where = where[np.sort(rng.choice(len(where), _SPOTS, replace=False))]
+        if len(where):
+            spots[value] = where
+    return spots
+
+
+def _fingerprint(case: Case, structures: Sequence[str], prepare: Prepare) -> str:
+    stamps = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in (*case.images, case.labels)]
+    said = [stamps, list(structures), sorted(case.mapping.items()), prepare.code, prepare.spacing_mm]
+    said += [prepare.order, prepare.antialias]
+    return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()[:12]
+
+
+class PatchSource:
+    """Augmented batches of a task's training cases."""
+
+    def __init__(self, task: Task, prepare: Prepare, folder: Path) -> None:
+        self.task, self.prepare = task, prepare
+        self.cases = [prepare_case(c, task.structures, prepare, folder) for c in task.training]
+        size = sum(c.image.nbytes + c.labels.nbytes for c in self.cases)
+        if size <= task.cache_gib * 2**30:
+            self.cases = [_in_memory(c) for c in self.cases]
+        words = vocabulary()
+        mirrored = [words[k].mirrored_key if k in words else k for k in task.structures]
+        # Flipping left to right turns each sided structure into its twin; without the twin there is no
+        # flipping.
+        self.swap = None
+        if task.mirror and set(mirrored) == set(task.structures):
+            self.swap = np.array([0, *(task.structures.index(m) + 1 for m in mirrored)], np.uint8)
+
+    def batch(self, epoch: int, step: int) -> PatchBatch:
+        """The batch of a step; the same whenever it is asked for."""
+        first = step * self.task.batch
+        samples = [self._sample(epoch, first + n, n) for n in range(self.task.batch)]
+        image, labels, annotated = zip(*samples, strict=True)
+        return PatchBatch(
+            image=torch.stack(image), labels=torch.stack(labels), annotated=torch.tensor(annotated)
+        )
+
+    def epoch(self, epoch: int, workers: int = 1) -> Iterator[PatchBatch]:
+        """The batches of an epoch in order, made ahead by `workers` threads."""
+        with ThreadPoolExecutor(workers) as pool:
+            waiting: list[Future[PatchBatch]] = []
+            for step in range(self.task.steps):
+                waiting.append(pool.submit(self.batch, epoch, step))
+                if len(waiting) > _AHEAD:
+                    yield waiting.pop(0).result()
+            for future in waiting:
+                yield future.result()
+
+    def _sample(self, epoch: int, index: int, place: int) -> tuple[Tensor, Tensor, tuple[bool, ...]]:
+        rng = np.random.default_rng([self.task.seed, epoch, index])
+        case = self.cases[int(rng.integers(len(self.cases)))]
+        # As published: a fixed share of each batch is centred on a label, the last places first.
+        forced = place >= round(self.task.batch * (1 - self.task.foreground))
+        how = Augment.drawn(rng, self.prepare.spacing_mm, mirror=self.swap is not None)
+        patch = self.task.patch_kji
+        start = _start(rng, case, patch, forced)
+        image, labels = _cut(case, start, patch, extent(how, patch))
+        numbers = scaler(self.prepare.intensity, case.image[0])
+        scale_(image, numbers)
+        x, y = augmented(how, torch.from_numpy(image), torch.from_numpy(labels), patch)
+        if how.mirror and self.swap is not None:
+            y = torch.from_numpy(self.swap)[y.long()]
+        return x, y, case.annotated
+
+
+def _in_memory(case: Prepared) -> Prepared:
+    return Prepared(
+        name=case.name,
+        image=np.array(case.image),
+        labels=np.array(case.labels),
+        spots=case.spots,
+        annotated=case.annotated,
+    )
+
+
+def _start(rng: np.random.Generator, case: Prepared, patch: Sequence[int], forced: bool) -> list[int]:
+    if forced and case.spots:
+        values = sorted(case.spots)
+        spots = case.spots[values[int(rng.integers(len(values)))]]
+        centre = spots[int(rng.integers(len(spots)))]
+        # Off-centre by up to a quarter of the patch, or the network learns that organs sit in the middle.
+        shift = [int(rng.integers(-(p // 4), p // 4 + 1)) for p in patch]
+        start = [int(c) + s - p // 2 for c, s, p in zip(centre, shift, patch, strict=True)]
+    else:
+        start = [
+            int(rng.integers(min(0, n - p), max(0, n - p) + 1))
+            for n, p in zip(case.labels.shape, patch, strict=True)
+        ]
+    low = [min(0, n - p) for n, p in zip(case.labels.shape, patch, strict=True)]
+    high = [max(0, n - p) for n, p in zip(case.labels.shape, patch, strict=True)]
+    return [min(max(s, a), b) for s, a, b in zip(start, low, high, strict=True)]
+
+
+def _cut(
+    case: Prepared, start: Sequence[int], patch: Sequence[int], size: Sequence[int]
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Image and labels of `size` voxels around the patch; beyond the scan the edge repeats, without
+    labels."""
+    index, inside = [], []
+    for s, p, e, n in zip(start, patch, size, case.labels.shape, strict=True):
+        x = np.arange(s - (e - p) // 2, s - (e - p) // 2 + e)
+        inside.append((x >= 0) & (x < n))
+        index.append(x.clip(0, n - 1))
+    cut = np.ix_(*index)
+    image = np.stack([channel[cut] for channel in case.image]).astype(np.float32)
+    k, j, i = inside
+    return image, case.labels[cut] * (k[:, None, None] & j[:, None] & i).astype(np.uint8)

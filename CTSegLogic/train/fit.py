@@ -1,0 +1,192 @@
+"""`fit`: the one training loop.
+
+Order of a step: batch -> loss -> gradients -> clip -> optimiser -> averaged weights. Everything that decides
+a result is a function of (task, epoch, step), so a run that was killed and resumed ends with the same bytes
+as one that was not.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from CTSegLogic.engine.device import autocast, pick_device, seed_everything
+from CTSegLogic.files.atomic import replaced
+from CTSegLogic.systems import Learner
+from CTSegLogic.train.data import PatchSource, Prepared, prepare_case
+from CTSegLogic.train.record import Clock, Record
+from CTSegLogic.values.card import Card
+from CTSegLogic.values.errors import TaskInvalid
+from CTSegLogic.values.run import Run
+from CTSegLogic.values.task import Task
+
+_CLIP = 12.0  # gradient norm, nnU-Net's figure
+_POWER = 0.9  # of the polynomial decay, nnU-Net's figure
+
+
+def fit(learner: Learner, task: Task, run: Run, folder: Path, *, resume: bool = False) -> Card:
+    """Trains the learner on the task and returns the card of what it became.
+
+    Leaves in `folder`: `latest.pt` (everything needed to go on), `best.pt` (best validation Dice),
+    `record.csv`, `prepared/` (the cases on the working grid) and what `learner.keep` writes.
+
+    Raises:
+        TaskInvalid: the folder holds another training.
+        Cancelled: the user stopped; `resume=True` goes on later.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    seed_everything(task.seed)
+    state = _State(learner, task, pick_device(run))
+    first = state.load(folder / "latest.pt") if resume else _fresh(folder)
+    source = PatchSource(task, learner.prepare, folder / "prepared")
+    judged = [prepare_case(c, task.structures, learner.prepare, folder / "prepared") for c in task.validation]
+    record = Record(folder / "record.csv", first)
+    clock = Clock(run, first * task.steps, task.epochs * task.steps)
+    for epoch in range(first, task.epochs):
+        began, losses = time.monotonic(), []
+        for step, batch in enumerate(source.epoch(epoch)):
+            run.check()
+            losses.append(state.step(epoch, step, batch, run))
+            clock.tell(epoch * task.steps + step + 1, f"epoch {epoch + 1} of {task.epochs}")
+        row: dict[str, Any] = {"epoch": epoch, "loss": float(np.mean(losses)), "lr": state.lr(epoch, 0)}
+        if judged and ((epoch + 1) % task.validate_every == 0 or epoch + 1 == task.epochs):
+            row |= state.judge(judged, run)
+            state.keep_best(row["dice"], folder / "best.pt")
+        record.add(row | {"seconds": time.monotonic() - began})
+        state.save(folder / "latest.pt", epoch + 1)
+    state.use_averaged()
+    return learner.keep(folder)
+
+
+class _State:
+    """The learner's trainable tensors, their average, and the optimiser."""
+
+    def __init__(self, learner: Learner, task: Task, device: torch.device) -> None:
+        self.learner, self.task, self.device = learner, task, device
+        self.parameters = list(learner.parameters())
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=task.lr, weight_decay=task.weight_decay)
+        self.best = -1.0
+
+    def lr(self, epoch: int, step: int) -> float:
+        """Learning rate: linear warm-up, then polynomial decay to zero."""
+        task = self.task
+        at = epoch + step / task.steps
+        if at < task.warmup:
+            return task.lr * max(at, 1.0 / task.steps) / task.warmup
+        return float(task.lr * (1 - (at - task.warmup) / max(task.epochs - task.warmup, 1)) ** _POWER)
+
+    def step(self, epoch: int, step: int, batch: Any, run: Run) -> float:
+        """One optimiser step; returns the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr(epoch, step)
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.device, run):
+            loss = self.learner.loss(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, _CLIP)
+        self.optimizer.step()
+        # The average follows closely at first: early weights would otherwise weigh on it for hundreds of
+        # steps.
+        done = epoch * self.task.steps + step
+        keep = min(self.task.ema, (1 + done) / (10 + done))
+        for mean, now in zip(self.average, self.parameters, strict=True):
+            mean.lerp_(now.detach(), 1 - keep)
+        return float(loss.detach())
+
+    def judge(self, cases: list[Prepared], run: Run) -> dict[str, float]:
+        """Validation Dice per structure with the averaged weights, on the working grid."""
+        scores = []
+        with _swapped(self.parameters, self.average):
+            for case in cases:
+                scores.append(
+                    _dice(self.learner.labels(case.image, run), case.labels, len(self.task.structures))
+                )
+        means = np.nanmean(np.asarray(scores), axis=0)
+        row = {f"dice_{key}": float(m) for key, m in zip(self.task.structures, means, strict=True)}
+        return {"dice": float(np.nanmean(means)), **row}
+
+    def use_averaged(self) -> None:
+        """Puts the averaged weights into the learner for good."""
+        for now, mean in zip(self.parameters, self.average, strict=True):
+            now.data.copy_(mean)
+
+    def keep_best(self, dice: float, path: Path) -> None:
+        """Keeps the averaged weights when they are the best so far."""
+        if dice > self.best:
+            self.best = dice
+            _save({"average": self.average, "dice": dice}, path)
+
+    def save(self, path: Path, epoch: int) -> None:
+        """Writes all that is needed to start `epoch` as if nothing had happened."""
+        _save(
+            {
+                "task": repr(self.task),
+                "epoch": epoch,
+                "best": self.best,
+                "parameters": [p.detach() for p in self.parameters],
+                "average": self.average,
+                "optimizer": self.optimizer.state_dict(),
+            },
+            path,
+        )
+
+    def load(self, path: Path) -> int:
+        """Takes up a saved state and returns the epoch to start with; 0 when nothing was saved."""
+        if not path.exists():
+            return 0
+        saved = torch.load(path, map_location=self.device, weights_only=True)
+        if saved["task"] != repr(self.task):
+            raise TaskInvalid(
+                seen=f"{path.parent} holds a training of another task.",
+                hint="Resume with the same task, or use a new folder.",
+            )
+        for now, then in zip(self.parameters, saved["parameters"], strict=True):
+            now.data.copy_(then)
+        self.average = list(saved["average"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.best = float(saved["best"])
+        return int(saved["epoch"])
+
+
+class _swapped:
+    """The averaged weights in the network's place while the block runs."""
+
+    def __init__(self, now: list[Any], average: list[Tensor]) -> None:
+        self.now, self.average = now, average
+
+    def __enter__(self) -> None:
+        self.kept = [p.detach().clone() for p in self.now]
+        for p, mean in zip(self.now, self.average, strict=True):
+            p.data.copy_(mean)
+
+    def __exit__(self, *_: object) -> None:
+        for p, kept in zip(self.now, self.kept, strict=True):
+            p.data.copy_(kept)
+
+
+def _dice(found: Any, truth: Any, count: int) -> list[float]:
+    """Dice of labels 1..count; NaN where neither holds the label."""
+    n = count + 1
+    table = np.bincount(found.ravel().astype(np.int64) * n + truth.ravel(), minlength=n * n).reshape(n, n)
+    both, sizes = np.diag(table)[1:], (table.sum(0) + table.sum(1))[1:]
+    return [2 * int(b) / int(s) if s else float("nan") for b, s in zip(both, sizes, strict=True)]
+
+
+def _fresh(folder: Path) -> int:
+    if (folder / "latest.pt").exists():
+        raise TaskInvalid(
+            seen=f"{folder} already holds a training.",
+            hint="Add --resume to go on with it, or choose a new folder.",
+        )
+    return 0
+
+
+def _save(table: dict[str, Any], path: Path) -> None:
+    with replaced(path) as part:
+        torch.save(table, part)

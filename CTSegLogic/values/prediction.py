@@ -1,0 +1,178 @@
+"""`Prediction`: what was found, on the grid of the scan it was asked of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from CTSegLogic.values.errors import GridMismatch, PromptUnknown
+from CTSegLogic.values.grid import Box, Grid
+from CTSegLogic.values.structures import Structure, suggest
+
+Status = Literal["found", "absent", "not covered", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Layer:
+    """A label map whose structures do not overlap: `array` (k, j, i), smallest unsigned type, cut to
+    `box`."""
+
+    array: NDArray[Any]
+    box: Box
+
+    def __post_init__(self) -> None:
+        if self.array.shape != self.box.shape:
+            raise GridMismatch(
+                seen=f"A layer of {self.array.shape} voxels does not fill its box of {self.box.shape}.",
+                hint="This is a fault in the program: please report it.",
+            )
+        view = self.array.view()
+        view.setflags(write=False)
+        object.__setattr__(self, "array", view)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One structure of a prediction.
+
+    Attributes:
+        structure: what it is.
+        layer, value: where its voxels are: `layers[layer].array == value`.
+        status: found, absent (looked for, not there), not covered (outside the field of view), failed.
+        ml: volume in mL.
+        confidence: mean probability of its voxels (0..1), or None where the system has none.
+        warnings: one sentence each, such as "touches the edge of the scan".
+    """
+
+    structure: Structure
+    layer: int
+    value: int
+    status: Status
+    ml: float
+    confidence: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """How a prediction came about; goes into every file written from it.
+
+    Attributes:
+        cards: name, version and weights' SHA-256 of each model used.
+        prompt: what was asked, in words.
+        options: quality, device, precision and other choices.
+        seconds: time per stage.
+        warnings: about the scan or the run, one sentence each.
+    """
+
+    cards: tuple[Mapping[str, str], ...] = ()
+    prompt: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prediction:
+    """Label layers and what their values mean, on the grid of the input."""
+
+    grid: Grid
+    layers: tuple[Layer, ...]
+    entries: tuple[Entry, ...]
+    origin: Origin = field(default_factory=Origin)
+
+    def entry(self, key: str) -> Entry:
+        """The entry of a structure.
+
+        Raises:
+            PromptUnknown: it was not asked for.
+        """
+        for entry in self.entries:
+            if entry.structure.key == key:
+                return entry
+        keys = [e.structure.key for e in self.entries]
+        raise PromptUnknown(seen=f"The result holds no {key!r}.", hint=suggest(key, keys))
+
+    def mask(self, key: str) -> NDArray[np.bool_]:
+        """The voxels of a structure as a bool array on `grid`."""
+        entry = self.entry(key)
+        mask = np.zeros(self.grid.shape, bool)
+        if entry.status == "found":
+            layer = self.layers[entry.layer]
+            mask[layer.box.slices] = layer.array == entry.value
+        return mask
+
+    def volumes_ml(self) -> dict[str, float]:
+        """Volume of every structure in mL, by key."""
+        return {entry.structure.key: entry.ml for entry in self.entries}
+
+
+def layer_of(labels: NDArray[Any], values: Sequence[int]) -> Layer:
+    """A layer of a full label map: cut to what it holds, values renumbered 1.. in the order given.
+
+    A structure thus has the same number whatever other values the array used.
+    """
+    table = np.zeros(int(max([*values, int(labels.max(initial=0))])) + 1, smallest_unsigned(len(values)))
+    for number, value in enumerate(values, start=1):
+        table[value] = number
+    box = Box.around(labels) or Box(start_kji=(0, 0, 0), stop_kji=(1, 1, 1))
+    return Layer(array=table[labels[box.slices]], box=box)
+
+
+def smallest_unsigned(highest: int) -> type[np.unsignedinteger[Any]]:
+    """The smallest unsigned type that holds the value."""
+    return np.uint8 if highest < 256 else np.uint16 if highest < 65536 else np.uint32
+
+
+def merge(predictions: Sequence[Prediction]) -> Prediction:
+    """One prediction of several on the same grid; layers stay apart, so overlaps are kept.
+
+    Raises:
+        GridMismatch: the grids differ.
+    """
+    first = predictions[0]
+    layers: list[Layer] = []
+    entries: list[Entry] = []
+    seconds: dict[str, float] = {}
+    for prediction in predictions:
+        first.grid.require(prediction.grid, "A part of the result")
+        shift = len(layers)
+        layers += prediction.layers
+        entries += [_shifted(entry, shift) for entry in prediction.entries]
+        for stage, spent in prediction.origin.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + spent
+    origin = Origin(
+        cards=tuple(card for p in predictions for card in p.origin.cards),
+        prompt=first.origin.prompt,
+        options=first.origin.options,
+        seconds=seconds,
+        warnings=tuple(dict.fromkeys(w for p in predictions for w in p.origin.warnings)),
+    )
+    return Prediction(grid=first.grid, layers=tuple(layers), entries=tuple(entries), origin=origin)
+
+
+def _shifted(entry: Entry, by: int) -> Entry:
+    from dataclasses import replace
+
+    return replace(entry, layer=entry.layer + by)
+
+
+def prediction_of(maps: Sequence[tuple[NDArray[Any], Mapping[int, Structure]]], grid: Grid) -> Prediction:
+    """A prediction of label maps and what their values mean."""
+    layers, entries = [], []
+    for n, (labels, meaning) in enumerate(maps):
+        counts = dict(zip(*(x.tolist() for x in np.unique(labels, return_counts=True)), strict=True))
+        layers.append(
+            Layer(array=labels.astype(smallest_unsigned(max([1, *meaning]))), box=Box.whole(grid.shape))
+        )
+        for value, structure in meaning.items():
+            voxels = counts.get(value, 0)
+            status = "found" if voxels else "absent"
+            entries.append(
+                Entry(structure=structure, layer=n, value=value, status=status, ml=voxels * grid.voxel_ml)  # type: ignore[arg-type]
+            )
+    return Prediction(grid=grid, layers=tuple(layers), entries=tuple(entries), origin=Origin())

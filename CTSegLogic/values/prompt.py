@@ -1,0 +1,197 @@
+"""Prompts, and `resolve`: from what a person asks to the heads of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from CTSegLogic.values.card import Card, Head
+from CTSegLogic.values.errors import PromptUnknown
+from CTSegLogic.values.language import Understanding, understand
+from CTSegLogic.values.structures import OUTLINE, Structure, structure_sets, suggest
+
+
+@dataclass(frozen=True)
+class Text:
+    """A phrase: "both parotids and the spinal cord, not the mandible"."""
+
+    phrase: str
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Structures by key."""
+
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """Clicks in RAS mm, inside (`positive_ras`) and outside; `key` when a known structure is meant."""
+
+    positive_ras: tuple[tuple[float, float, float], ...]
+    negative_ras: tuple[tuple[float, float, float], ...] = ()
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Everything:
+    """All organs a model has, or its part of a named set such as "CT_BODY".
+
+    The body's outline, lesions and radiotherapy targets are left out unless the set names them: a tumour
+    finder that nobody asked for paints tumours on healthy people.
+    """
+
+    set: str | None = None
+
+
+Prompt = Text | Classes | Points | Everything
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What a system receives: heads with the structures wanted of each; no strings left to interpret."""
+
+    heads: tuple[tuple[Head, tuple[Structure, ...]], ...]
+    points_ras: Points | None = None
+    phrase: str = ""
+
+    @property
+    def structures(self) -> tuple[Structure, ...]:
+        """Every structure asked for, in head order."""
+        return tuple(s for _, wanted in self.heads for s in wanted)
+
+
+def resolve(prompt: Prompt, card: Card) -> Ask:
+    """The heads and structures of `card` that serve the prompt.
+
+    Raises:
+        PromptUnknown: a word, key or set is unknown or not this model's; the hint gives the nearest.
+    """
+    if isinstance(prompt, Points):
+        return _clicked(prompt, card)
+    keys = wanted_keys(prompt, [card])
+    foreign = [key for key in keys if key not in card.keys]
+    if foreign:
+        raise PromptUnknown(
+            seen=f"The model {card.name} does not find {', '.join(foreign)}.",
+            hint=f"It finds: {', '.join(card.keys)}.",
+        )
+    return ask_for(keys, card, prompt)
+
+
+def _clicked(prompt: Points, card: Card) -> Ask:
+    """Clicks into a structure the model knows, or into anything when none is named."""
+    if not card.points:
+        raise PromptUnknown(
+            seen=f"The model {card.name} takes no points.",
+            hint="Choose structures by name, or a model that takes points.",
+        )
+    if not prompt.positive_ras:
+        raise PromptUnknown(
+            seen="There is no click inside the structure.", hint="Place at least one positive point."
+        )
+    keys = (prompt.key,) if prompt.key else card.keys[:1]
+    known = _known(keys, [card])
+    return replace(ask_for(known, card, prompt), points_ras=prompt)
+
+
+def ask_for(keys: Sequence[str], card: Card, prompt: Prompt) -> Ask:
+    """The ask for keys that are all the card's; a structure of several heads is taken from the first."""
+    words, left, heads = card.vocabulary, set(keys), []
+    for head in card.heads:
+        mine = tuple(words[key] for key in head.structures if key in left)
+        left -= {s.key for s in mine}
+        if mine:
+            heads.append((head, mine))
+    return Ask(heads=tuple(heads), phrase=describe(prompt))
+
+
+def wanted_keys(prompt: Prompt, cards: Sequence[Card]) -> tuple[str, ...]:
+    """The keys a prompt asks for, given the models at hand; some may be none of theirs.
+
+    Raises:
+        PromptUnknown: a word, key or set means nothing.
+    """
+    served = tuple(dict.fromkeys(key for card in cards for key in card.keys))
+    if isinstance(prompt, Classes):
+        return _known(prompt.keys, cards)
+    if isinstance(prompt, Everything):
+        return _of_set(prompt.set, served, cards)
+    if isinstance(prompt, Text):
+        return _of_text(prompt.phrase, served, cards)
+    return (prompt.key,) if prompt.key else ()
+
+
+def describe(prompt: Prompt) -> str:
+    """The prompt in words, for reports."""
+    if isinstance(prompt, Text):
+        return f'text "{prompt.phrase}"'
+    if isinstance(prompt, Classes):
+        return f"structures {', '.join(prompt.keys)}"
+    if isinstance(prompt, Everything):
+        return f"everything{' of ' + prompt.set if prompt.set else ''}"
+    return f"{len(prompt.positive_ras)} positive and {len(prompt.negative_ras)} negative points"
+
+
+def _known(keys: tuple[str, ...], cards: Sequence[Card]) -> tuple[str, ...]:
+    if not keys:
+        raise PromptUnknown(
+            seen="No structure was named.", hint="Name at least one: `ctseg list structures` shows all."
+        )
+    known = {key for card in cards for key in card.vocabulary}
+    for key in keys:
+        if key not in known:
+            raise PromptUnknown(seen=f"There is no structure {key!r}.", hint=suggest(key, known))
+    return tuple(dict.fromkeys(keys))
+
+
+def _of_set(name: str | None, served: tuple[str, ...], cards: Sequence[Card]) -> tuple[str, ...]:
+    if name is None:
+        words = {key: s for card in cards for key, s in card.vocabulary.items()}
+        organs = [key for key in served if words[key].kind not in ("lesion", "target") and key != OUTLINE]
+        return tuple(organs) or served
+    sets = structure_sets()
+    if name not in sets:
+        raise PromptUnknown(seen=f"There is no set {name!r}.", hint=suggest(name, sets))
+    keys = tuple(key for key in sets[name] if key in served)
+    if not keys:
+        names = ", ".join(card.name for card in cards)
+        raise PromptUnknown(
+            seen=f"No structure of {name} is found by {names}.", hint="Choose another model or set."
+        )
+    return keys
+
+
+def _of_text(phrase: str, served: tuple[str, ...], cards: Sequence[Card]) -> tuple[str, ...]:
+    words = cards[0].vocabulary
+    for card in cards[1:]:
+        words = words.extended(s for s in card.vocabulary.values() if s.key not in words)
+    meant = understand(phrase, words, within=served)
+    if not meant.clear:
+        raise PromptUnknown(seen=_trouble(meant), hint=_way_out(meant))
+    wanted = (*meant.wanted, *(_of_set(None, served, cards) if meant.everything else ()))
+    keys = tuple(dict.fromkeys(key for key in wanted if key not in meant.excluded))
+    if not keys:
+        raise PromptUnknown(
+            seen=f"Nothing is left to segment in {phrase!r}.", hint="Name at least one structure to find."
+        )
+    return keys
+
+
+def _trouble(meant: Understanding) -> str:
+    if meant.unknown:
+        return f"Not understood: {', '.join(repr(word) for word in meant.unknown)}."
+    if meant.ambiguous:
+        word, keys = next(iter(meant.ambiguous.items()))
+        return f"{word!r} may mean {', '.join(keys)}."
+    return f"No structure is asked for in {meant.phrase!r}."
+
+
+def _way_out(meant: Understanding) -> str:
+    near = [name for names in meant.unknown.values() for name in names]
+    if near:
+        return f"Nearest: {', '.join(dict.fromkeys(near))}."
+    if meant.ambiguous:
+        return "Write which one you mean; its full name or key settles it."
+    return "Run `ctseg list structures` to see every name."

@@ -1,0 +1,111 @@
+"""What to learn: `Case`, `Task`, and the batch a learner is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from CTSegLogic.values.errors import TaskInvalid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One labelled scan.
+
+    Attributes:
+        name: unique in the task.
+        images: one file per channel.
+        labels: label map file.
+        mapping: label value -> structure key; values not listed are background.
+        fold: cases of the task's validation fold are never trained on.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    labels: Path
+    mapping: Mapping[int, str]
+    fold: int = 0
+
+
+class Batch(Protocol):
+    """What a learner is given for one step: tensors of image (B, C, k, j, i) and labels (B, k, j, i)."""
+
+    image: Any
+    labels: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A head to train. Defaults are this project's for a small data set; the published ones stand beside.
+
+    Attributes:
+        head: name of the head; structures: its channels in order.
+        cases: labelled scans; validation_fold: the fold kept aside, or None to train on all.
+        epochs: passes of `steps` steps (CL-Net: 1000 of 256).
+        steps: optimiser steps per epoch.
+        lr: peak learning rate, 1/step (CL-Net heads: 3e-4).
+        weight_decay: decoupled, 1/step (CL-Net: 3e-5).
+        warmup: epochs of rising learning rate (CL-Net: 5).
+        batch: patches per step (CL-Net: 2).
+        patch_kji: voxels.
+        foreground: share of patches centred on the head's own labels (CL-Net: 0.35 falling to 0.30).
+        ema: decay of the averaged weights per step (CL-Net decoders: 0.99), or 0 for none.
+        mirror: whether patches are flipped left-right with sided labels exchanged (CL-Net: no).
+        train_encoder: True for the first head, which shapes the encoder; False keeps it frozen.
+        validate_every: epochs between validations.
+        seed: of every random number.
+        cache_gib: most memory the prepared cases may take; what does not fit is read from disk.
+    """
+
+    head: str
+    structures: tuple[str, ...]
+    cases: tuple[Case, ...]
+    epochs: int
+    patch_kji: tuple[int, int, int]
+    validation_fold: int | None = 0
+    steps: int = 50
+    lr: float = 1e-3
+    weight_decay: float = 3e-5
+    warmup: int = 5
+    batch: int = 2
+    foreground: float = 0.5
+    ema: float = 0.995
+    mirror: bool = True
+    train_encoder: bool = False
+    validate_every: int = 10
+    seed: int = 0
+    cache_gib: float = 2.0
+    network: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [case.name for case in self.cases]
+        known = set(self.structures)
+        for broken, seen in (
+            (not self.structures, "it names no structure"),
+            (len(known) != len(self.structures), "it names a structure twice"),
+            (not self.training, "it has no training case outside the validation fold"),
+            (len(set(names)) != len(names), "two cases share a name"),
+            (min(self.epochs, self.steps, self.batch) < 1, "epochs, steps and batch must be at least 1"),
+            (not 0 < self.lr < 2, "lr must lie between 0 and 2"),
+            (not 0 <= self.ema < 1, "ema must lie in 0..1"),
+            (
+                any(not set(c.mapping.values()) <= known for c in self.cases),
+                "a case maps to a structure it lacks",
+            ),
+        ):
+            if broken:
+                raise TaskInvalid(
+                    seen=f"Task {self.head!r}: {seen}.", hint="Mend the task file and start again."
+                )
+
+    @property
+    def training(self) -> tuple[Case, ...]:
+        """The cases to learn from."""
+        return tuple(case for case in self.cases if case.fold != self.validation_fold)
+
+    @property
+    def validation(self) -> tuple[Case, ...]:
+        """The cases kept aside to choose on."""
+        return tuple(case for case in self.cases if case.fold == self.validation_fold)

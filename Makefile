@@ -1,0 +1,37 @@
+# make demo    set up .venv and segment the sample scan        make test    the tests (under 15 minutes with demo, 2 cores)
+# make verify  long suites: training, faults                   make bench   benchmarks against peers, JSON out
+# make lint    ruff and mypy                                   make clean   remove .venv and results
+PYTHON ?= python3
+VENV ?= .venv
+DATA ?= $(wildcard ../shared/data)
+BIN = $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest $(if $(DATA),--data=$(DATA))
+
+.PHONY: demo test verify bench lint clean setup
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/ctseg demo --overwrite
+
+test: setup
+	$(PYTEST) -m "not slow"
+
+verify: setup
+	$(PYTEST)
+
+bench: setup
+	$(BIN)/python Testing/bench/engine.py --json engine-bench.json
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) ctseg-demo engine-bench.json .pytest_cache .ruff_cache .mypy_cache
