@@ -37,6 +37,7 @@ class Session:
 
     def __init__(self, run: Run | None = None) -> None:
         self.run = run or Run()
+        self.loads = 0  # models loaded since the session began
         self._open: dict[str, System] = {}
 
     def load(self, card: Card) -> System:
@@ -44,6 +45,7 @@ class Session:
         key = f"{card.name}/{card.version}/{card.folder}/{self.run.device}"
         if key not in self._open:
             self._open[key] = open_system(card, self.run)
+            self.loads += 1
         return self._open[key]
 
     def forget(self) -> None:

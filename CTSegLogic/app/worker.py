@@ -131,7 +131,7 @@ class Worker:
         session.run.check()
         prediction = session.segment(volume, request)
         session.run.check()
-        return write_result(Path(str(message["folder"])), prediction)
+        return {**write_result(Path(str(message["folder"])), prediction), "loads": session.loads}
 
     def _loaded(self) -> Any:
         if self._session is None:
