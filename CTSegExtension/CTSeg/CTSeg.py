@@ -1,0 +1,300 @@
+"""Module CTSeg: tick anatomy or lesions, type what to find, or click points; results come back as
+segments."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import slicer
+import vtk
+from slicer import (
+    vtkMRMLMarkupsFiducialNode,
+    vtkMRMLMarkupsROINode,
+    vtkMRMLScalarVolumeNode,
+    vtkMRMLSegmentationNode,
+)
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.parameterNodeWrapper import Choice, Default, parameterNodeWrapper
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+from slicer.util import VTKObservationMixin
+
+try:
+    import CTSegLogic  # noqa: F401 - installed beside the modules
+except ImportError:  # a source checkout added as a module path: the package lies at its root
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from CTSegLib import panel, scene
+
+from CTSegLogic import Classes, CTSegError, Everything, Points, Prediction, Request, Run, Session, Text
+from CTSegLogic import resource as shipped
+
+QUALITIES = ["balanced", "fast", "best"]
+DEVICES = ["auto", "cpu", "cuda", "mps"]
+EXISTING = ["update", "add"]
+
+
+class CTSeg(ScriptedLoadableModule):
+    """What the module finder shows."""
+
+    def __init__(self, parent):
+        ScriptedLoadableModule.__init__(self, parent)
+        self.parent.title = _("CTSeg")
+        self.parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
+        self.parent.dependencies = []
+        self.parent.contributors = ["The CTSegExtension founders"]
+        self.parent.helpText = _(
+            "Segments CT (and MR) by name, by text or by clicks, on this computer. "
+            "Research use only, not a medical device."
+        )
+        self.parent.acknowledgementText = _(
+            "Method: CL-Net (Zhang et al.). Each model's card names its data and whom to cite."
+        )
+        slicer.app.connect("startupCompleted()", registerSampleData)
+
+
+def registerSampleData():
+    """Adds the average head-and-neck CT to module Sample Data."""
+    import SampleData
+
+    resources = Path(__file__).resolve().parent / "Resources"
+    SampleData.SampleDataLogic.registerCustomSampleDataSource(
+        category="CTSeg",
+        sampleName="CTSegAverageHeadNeck",
+        thumbnailFileName=str(resources / "Icons" / "CTSegAverageHeadNeck.png"),
+        nodeNames="Average head and neck CT",
+        customDownloader=loadAverageHeadNeck,
+    )
+
+
+def loadAverageHeadNeck(source=None):
+    """The average CT as a volume node; it is shipped, so no network is needed."""
+    del source
+    path = shipped("Samples", "average-head-neck-ct.nii.gz")
+    return slicer.util.loadVolume(str(path), {"name": "Average head and neck CT"})
+
+
+@parameterNodeWrapper
+class CTSegParameterNode:
+    """What the panel remembers with the scene.
+
+    Attributes:
+        inputVolume: the scan; roi: only this part of it; positive, negative: clicks.
+        segmentation: where the result goes, a new node when None; existing: update or add.
+        model: card's name; phrase: what to find in words; ticks: keys of ticked structures.
+    """
+
+    inputVolume: vtkMRMLScalarVolumeNode
+    roi: vtkMRMLMarkupsROINode
+    positive: vtkMRMLMarkupsFiducialNode
+    negative: vtkMRMLMarkupsFiducialNode
+    segmentation: vtkMRMLSegmentationNode
+    model: str
+    phrase: str
+    ticks: list[str]
+    quality: Annotated[str, Choice(QUALITIES), Default("balanced")]
+    device: Annotated[str, Choice(DEVICES), Default("auto")]
+    existing: Annotated[str, Choice(EXISTING), Default("update")]
+
+
+class CTSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """Binds the panel's parts (CTSegLib/panel.py) to the scene and the module's life."""
+
+    def __init__(self, parent=None):
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic = None
+        self.panel = None
+        self._parameterNode = None
+        self._guiTag = None
+
+    def setup(self):
+        """Called when the module is opened for the first time; imports neither torch nor any model."""
+        ScriptedLoadableModuleWidget.setup(self)
+        widget = slicer.util.loadUI(self.resourcePath("UI/CTSeg.ui"))
+        self.layout.addWidget(widget)
+        self.ui = slicer.util.childWidgetVariables(widget)
+        widget.setMRMLScene(slicer.mrmlScene)
+        self.logic = CTSegModuleLogic()
+        requirements = Path(self.resourcePath("requirements.txt"))
+        self.panel = panel.Panel(self.ui, slicer.mrmlScene, self.logic.worker, requirements, self.parameters)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
+        slicer.app.connect("aboutToQuit()", self.logic.stop)
+        self.initializeParameterNode()
+
+    def parameters(self):
+        """The parameter node, or None while the scene is closing."""
+        return self._parameterNode
+
+    def cleanup(self):
+        """Called when the application closes or the module is reloaded."""
+        slicer.app.disconnect("aboutToQuit()", self.logic.stop)
+        self.setParameterNode(None)
+        self.panel.close()
+        self.logic.stop()
+        self.removeObservers()
+
+    def enter(self):
+        """Called when the user comes to this module."""
+        self.initializeParameterNode()
+
+    def exit(self):
+        """Called when the user leaves this module; the scene may change meanwhile."""
+        self.setParameterNode(None)
+
+    def onSceneStartClose(self, caller, event):
+        """A run must not write into a scene that is going away."""
+        del caller, event
+        self.panel.abandon()
+        self.setParameterNode(None)
+
+    def onSceneEndClose(self, caller, event):
+        """The new scene has its own parameters."""
+        del caller, event
+        if self.parent.isEntered:
+            self.initializeParameterNode()
+
+    def initializeParameterNode(self):
+        """Takes the scene's parameter node and proposes the first volume there is."""
+        self.setParameterNode(self.logic.getParameterNode())
+        if not self._parameterNode.inputVolume:
+            first = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
+            if first:
+                self._parameterNode.inputVolume = first
+
+    def setParameterNode(self, node):
+        """Connects another parameter node (or none) to the panel."""
+        if self._parameterNode is not None:
+            self._parameterNode.disconnectGui(self._guiTag)
+            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
+        self._parameterNode = node
+        if node is not None:
+            self._guiTag = node.connectGui(self.ui)
+            self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
+            self.panel.refresh()
+
+    def onParametersModified(self, caller=None, event=None):
+        """Something was chosen, by hand or by a script."""
+        del caller, event
+        self.panel.onParametersModified()
+
+    def onReload(self):
+        """Developer's reload: the parts first, then the module."""
+        for name in [n for n in sys.modules if n.partition(".")[0] == "CTSegLib"]:
+            del sys.modules[name]  # reloaded one by one, they would keep classes of each other's old selves
+        importlib.invalidate_caches()
+        ScriptedLoadableModuleWidget.onReload(self)
+
+
+class CTSegModuleLogic(ScriptedLoadableModuleLogic):
+    """For scripts and the console: `slicer.util.getModuleLogic("CTSeg").segment(volumeNode, text="liver")`.
+
+    Named so because the package is called CTSegLogic, and the base class would derive the module's name from
+    it.
+    """
+
+    def __init__(self):
+        ScriptedLoadableModuleLogic.__init__(self)
+        self.moduleName = "CTSeg"
+        self._worker = None
+        self._session = None
+
+    def getParameterNode(self):
+        """The scene's parameter node, typed."""
+        return CTSegParameterNode(super().getParameterNode())
+
+    def worker(self, log=None):
+        """The resident worker's client; its process starts with the first job."""
+        if self._worker is None:
+            from CTSegLib.jobs import Worker
+
+            self._worker = Worker(log=log)
+        return self._worker
+
+    def stop(self):
+        """Ends the worker and releases models held in this process."""
+        if self._worker is not None:
+            self._worker.stop()
+        self._session = None
+
+    def segment(
+        self,
+        volumeNode: vtkMRMLScalarVolumeNode | list[vtkMRMLScalarVolumeNode],
+        *,
+        text: str | None = None,
+        structures: list[str] | None = None,
+        everything: str | None = None,
+        positive: vtkMRMLMarkupsFiducialNode | None = None,
+        negative: vtkMRMLMarkupsFiducialNode | None = None,
+        model: str | None = None,
+        quality: str = "balanced",
+        device: str = "auto",
+        roiNode: vtkMRMLMarkupsROINode | None = None,
+        segmentationNode: vtkMRMLSegmentationNode | None = None,
+        existing: str = "update",
+    ) -> vtkMRMLSegmentationNode:
+        """Segments a volume in this process and returns the segmentation node.
+
+        Args:
+            volumeNode: the scan, or one node per channel.
+            text: what to find in words; structures: by key; everything: a set's name, or "" for all organs.
+            positive, negative: clicks, for models that take points.
+            model: a card's name; the one that serves when None.
+            quality: fast, balanced or best; device: auto, cpu, cuda, mps.
+            roiNode: only this region is looked at.
+            segmentationNode: to write into; a new one when None. existing: update or add, see `scene`.
+
+        Raises:
+            CTSegError: with `.seen` and `.hint`, two sentences for people.
+        """
+        nodes = volumeNode if isinstance(volumeNode, list) else [volumeNode]
+        prompt = promptOf(nodes[0], text, structures, everything, positive, negative)
+        roi = scene.read_roi(roiNode, nodes[0]) if roiNode is not None else None
+        prediction = self._found(nodes, Request(prompt=prompt, card=model, quality=quality, roi=roi), device)
+        target = slicer.mrmlScene if segmentationNode is None else segmentationNode.GetScene()
+        return scene.write_prediction(target, prediction, nodes[0], into=segmentationNode, existing=existing)
+
+    def _found(self, nodes, request: Request, device: str) -> Prediction:
+        if self._session is None or self._session.run.device != device:
+            self._session = Session(Run(device=device))
+        return self._session.segment(scene.read_volume(nodes), request)
+
+
+def promptOf(volumeNode, text, structures, everything, positive, negative):
+    """The prompt of `segment`'s arguments; exactly one kind of them may be given."""
+    given = [value is not None for value in (text, structures, everything, positive)]
+    if sum(given) > 1:
+        raise CTSegError(
+            seen="More than one of text, structures, everything and positive was given.",
+            hint="Give one of them.",
+        )
+    if text is not None:
+        return Text(text)
+    if structures is not None:
+        return Classes(tuple(structures))
+    if positive is not None:
+        outside = scene.read_points(negative, volumeNode) if negative is not None else ()
+        return Points(positive_ras=scene.read_points(positive, volumeNode), negative_ras=outside)
+    return Everything(everything or None)
+
+
+class CTSegTest(ScriptedLoadableModuleTest):
+    """Self test inside the application: the sample is segmented and the result looked at."""
+
+    def runTest(self):
+        """Runs all of it; needs the mandatory packages and the shipped starter model."""
+        slicer.mrmlScene.Clear(0)
+        volume = loadAverageHeadNeck()
+        node = slicer.util.getModuleLogic("CTSeg").segment(volume, text="both parotids and the spinal cord")
+        names = {node.GetSegmentation().GetNthSegment(n).GetName() for n in range(3)}
+        assert names == {"left parotid gland", "right parotid gland", "spinal cord"}, names
+        array = slicer.util.arrayFromSegmentBinaryLabelmap(node, "spinal_cord", volume)
+        assert array.sum() > 100
+        self.delayDisplay("CTSeg self test passed")

@@ -1,0 +1,1 @@
+"""The effect's code; see SegmentEditorEffect."""
