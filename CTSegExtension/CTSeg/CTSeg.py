@@ -38,6 +38,11 @@ from CTSegLogic import resource as shipped
 QUALITIES = ["balanced", "fast", "best"]
 DEVICES = ["auto", "cpu", "cuda", "mps"]
 EXISTING = ["update", "add"]
+# Slicer's own public samples (CC BY-SA 4.0, Medical Segmentation Decathlon); their address is their SHA-256.
+PUBLIC_SAMPLES = (
+    ("CTChest", "Chest CT", "4507b664690840abb6cb9af2d919377ffc4ef75b167cb6fd0f747befdb12e38e"),
+    ("CTLiver", "Liver CT", "e16eae0ae6fefa858c5c11e58f0f1bb81834d81b7102e021571056324ef6f37e"),
+)
 
 
 class CTSeg(ScriptedLoadableModule):
@@ -60,7 +65,7 @@ class CTSeg(ScriptedLoadableModule):
 
 
 def registerSampleData():
-    """Adds the average head-and-neck CT to module Sample Data."""
+    """Adds the average head-and-neck CT, and public CTs by address, to module Sample Data."""
     import SampleData
 
     resources = Path(__file__).resolve().parent / "Resources"
@@ -71,6 +76,16 @@ def registerSampleData():
         nodeNames="Average head and neck CT",
         customDownloader=loadAverageHeadNeck,
     )
+    for name, title, checksum in PUBLIC_SAMPLES:
+        SampleData.SampleDataLogic.registerCustomSampleDataSource(
+            category="CTSeg",
+            sampleName=f"CTSeg{name}",
+            thumbnailFileName=str(resources / "Icons" / "CTSeg.png"),
+            uris=f"https://github.com/Slicer/SlicerTestingData/releases/download/SHA256/{checksum}",
+            checksums=f"SHA256:{checksum}",
+            fileNames=f"{name}.nrrd",
+            nodeNames=title,
+        )
 
 
 def loadAverageHeadNeck(source=None):

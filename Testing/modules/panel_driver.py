@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import phantoms
-import slicer
 import vtk
+
+from modules.needs import slicer
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = (

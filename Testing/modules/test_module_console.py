@@ -13,9 +13,9 @@ import phantoms
 import pytest
 
 from modules.fake_system import masks_of
+from modules.needs import slicer
 from modules.panel_driver import GRID, MODULES, ROOT, a_volume, names_of, voxels
 
-slicer = pytest.importorskip("slicer", reason="needs the slicer-core wheel")
 pytestmark = pytest.mark.slicer
 
 BATCH = ROOT / "CTSegExtension" / "CTSeg" / "CTSegLib" / "ctseg_batch.py"
@@ -218,6 +218,18 @@ def test_sample_data_is_registered_and_loads_without_a_network(panel, app):
     source = SampleData.SampleDataLogic().sourceForSampleName("CTSegAverageHeadNeck")
     assert source.category == "CTSeg"
     assert os.path.isfile(source.thumbnailFileName)  # noqa: PTH113 - a string by SampleData's rule
+
+
+@pytest.mark.parametrize("name", ["CTSegCTChest", "CTSegCTLiver"])
+def test_public_samples_are_held_to_their_checksum(app, name):
+    import SampleData
+
+    source = SampleData.SampleDataLogic().sourceForSampleName(name)
+    kind, _, checksum = source.checksums.partition(":")
+    assert kind == "SHA256"
+    assert len(checksum) == 64
+    assert source.uris.startswith("https://")
+    assert source.uris.endswith(f"/{checksum}")
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ import pytest
 
 from CTSegLogic import Points
 from modules.fake_system import mask_of_clicks
+from modules.needs import slicer
 from modules.panel_driver import GRID, TIMEOUT_S, a_volume, voxels
 
-slicer = pytest.importorskip("slicer", reason="needs the slicer-core wheel")
 pytestmark = pytest.mark.slicer
 
 INSIDE, FURTHER, SPILL = (-20.0, 0.0, 0.0), (-8.0, 6.0, 0.0), (-14.0, 3.0, 0.0)

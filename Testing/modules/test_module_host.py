@@ -4,7 +4,8 @@ from typing import Annotated
 
 import pytest
 
-slicer = pytest.importorskip("slicer", reason="needs the slicer-core wheel")
+from modules.needs import slicer
+
 pytestmark = pytest.mark.slicer
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from CTSegLogic import Points
 from modules.fake_system import mask_of_clicks, masks_of
+from modules.needs import slicer
 from modules.panel_driver import GRID, a_volume, names_of, voxels
 
-slicer = pytest.importorskip("slicer", reason="needs the slicer-core wheel")
 pytestmark = pytest.mark.slicer
 
 GREEN, RED, GREY = "#2e9e5b", "#d4493f", "#888888"

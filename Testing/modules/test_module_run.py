@@ -10,9 +10,9 @@ import phantoms
 import pytest
 
 from modules.fake_system import LAST_WORDS, masks_of
+from modules.needs import slicer
 from modules.panel_driver import GRID, a_volume, names_of, voxels
 
-slicer = pytest.importorskip("slicer", reason="needs the slicer-core wheel")
 pytestmark = pytest.mark.slicer
 
 

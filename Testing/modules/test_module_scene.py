@@ -7,9 +7,9 @@ import phantoms
 import pytest
 
 from modules.fake_system import masks_of
+from modules.needs import slicer
 from modules.panel_driver import GRID, Driver, a_volume, names_of, voxels
 
-slicer = pytest.importorskip("slicer", reason="needs the slicer-core wheel")
 pytestmark = pytest.mark.slicer
 
 import vtk  # noqa: E402

@@ -8,9 +8,9 @@ import pytest
 from CTSegLogic import models, resource
 from CTSegLogic.app.cli import main
 from CTSegLogic.files.segfile import read_segmentation
+from modules.needs import slicer
 from modules.panel_driver import voxels
 
-slicer = pytest.importorskip("slicer", reason="needs the slicer-core wheel")
 pytestmark = pytest.mark.slicer
 
 PHRASE = "both parotids and the spinal cord"
