@@ -344,13 +344,17 @@ def _bare_codec(kind: Any) -> Codec:
     raise TypeError(message)
 
 
-def _class_codec(kind: type) -> Codec | None:
-    from slicerhost.parameters.packs import PackCodec, isParameterPack
+# Kinds that other files add; each gives a codec for a class, or None when the class is not its own.
+MAKERS: list[Callable[[type], Codec | None]] = []
 
+
+def _class_codec(kind: type) -> Codec | None:
     if kind is type(None):
         return NoneCodec()
-    if isParameterPack(kind):
-        return PackCodec(kind)
+    for make in MAKERS:
+        made_by = make(kind)
+        if made_by is not None:
+            return made_by
     if kind is bool:
         return TextCodec(bool, False, lambda text: text == "True")
     if kind is int:

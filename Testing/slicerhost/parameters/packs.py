@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from slicerhost.parameters.annotations import IsInstance, NotNone
-from slicerhost.parameters.codecs import Codec, Member, members_of
+from slicerhost.parameters.codecs import MAKERS, Codec, Member, members_of
 from slicerhost.parameters.containers import plain
 
 _STORE = "_pack_store"
@@ -175,3 +175,6 @@ def parameterPack(classtype: type | None = None) -> Any:
         return cls
 
     return wrap if classtype is None else wrap(classtype)
+
+
+MAKERS.append(lambda kind: PackCodec(kind) if isParameterPack(kind) else None)
