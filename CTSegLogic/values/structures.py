@@ -145,6 +145,11 @@ class Vocabulary(Mapping[str, Structure]):
             raise PromptUnknown(seen=f"There is no structure {key!r}.", hint=suggest(key, self._by_key))
         return self._by_key[key]
 
+    @property
+    def sets(self) -> dict[str, tuple[str, ...]]:
+        """Named sets of keys, such as "CT_BODY"."""
+        return structure_sets()
+
     def called(self, name: str) -> Structure:
         """The structure of a key, a display name, a TG-263 or a data set's name; a new one where none is."""
         key = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "structure"

@@ -65,7 +65,7 @@ def test_search_hits_names_latin_and_regions_and_a_region_ticks_what_is_left(rea
     ready.type("searchBox", "hepar")
     assert ready.panel.picker.visible() == ("liver",)
     ready.ui.searchBox.clear()
-    assert set(ready.panel.picker.visible()) == {"liver", "kidney_left", "gtv_mass"}
+    assert set(ready.panel.picker.visible()) == {"liver", "kidney_left", "gtv_mass", "body"}
     ready.type("searchBox", "kidney")
     region = ready.panel.picker._leaves["kidney_left"].parent()
     from slicerhost.support import click_item
@@ -73,6 +73,32 @@ def test_search_hits_names_latin_and_regions_and_a_region_ticks_what_is_left(rea
     click_item(ready.ui.structureTree, region, tick=True)
     assert ready.panel.picker.ticked() == ("kidney_left",)
     assert tuple(ready.panel.parameters().ticks) == ("kidney_left",)
+
+
+def test_a_set_ticks_what_the_model_finds_of_it(ready):
+    import qt
+    from slicerhost.support import click_item
+
+    branch = ready.ui.structureTree.topLevelItem(0)
+    assert branch.text(0) == "Sets"
+    leaves = [branch.child(n) for n in range(branch.childCount())]
+    (flare,) = (leaf for leaf in leaves if leaf.text(0).startswith("CT_BODY"))
+    click_item(ready.ui.structureTree, flare, tick=True)
+    assert set(ready.panel.picker.ticked()) == {"kidney_left", "liver"}
+    assert flare.checkState(0) == qt.Qt.Checked
+    click_item(ready.ui.structureTree, ready.panel.picker._leaves["liver"], tick=True)
+    assert ready.panel.picker.ticked() == ("kidney_left",)
+    assert flare.checkState(0) == qt.Qt.Unchecked
+    ready.type("searchBox", "ct_body")
+    assert not flare.isHidden()
+    assert not ready.panel.picker.visible()
+
+
+def test_the_bodys_outline_comes_with_any_model(ready):
+    ready.type("phraseEdit", "liver and body")
+    assert ready.ui.applyButton.enabled
+    ready.apply()
+    assert sorted(names_of(ready.node)) == ["external body contour", "liver"]
 
 
 def test_templates_are_saved_chosen_shared_and_taken_from_a_file(ready, app, tmp_path):

@@ -18,7 +18,7 @@ from slicer.i18n import tr as _
 from CTSegLib import install
 from CTSegLib import scene as adapter
 from CTSegLib.export import saveAsDicom
-from CTSegLib.picker import Picker, meantKeys, understoodText
+from CTSegLib.picker import Picker, findable, meantKeys, understoodText
 from CTSegLib.results import ResultTable
 from CTSegLib.runner import Order, Runner, showIn3D
 from CTSegLib.shelf import Shelf, describe
@@ -143,7 +143,7 @@ class Panel:
         volume = node.inputVolume if node is not None else None
         modality = adapter.modality_of(volume) if volume is not None else ""
         only = self.card.modality[0] if len(self.card.modality) == 1 else ""
-        self.picker.fill(self.card.named(self.card.keys), modality or only)
+        self.picker.fill(self.card.named(findable(self.card)), modality or only)
         self.ui.modelInfoLabel.text = describe(self.card, modality)
 
     def onParametersModified(self) -> None:
@@ -183,7 +183,7 @@ class Panel:
         """Shows at each keystroke what the phrase means to this model."""
         if self.card is not None:
             names = {key: s.name for key, s in self.card.vocabulary.items()}
-            self.ui.understoodLabel.text = understoodText(phrase, self.card.keys, names)
+            self.ui.understoodLabel.text = understoodText(phrase, findable(self.card), names)
             self.ui.understoodLabel.visible = bool(phrase.strip())
         self.updateState()
 

@@ -9,9 +9,10 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
-from CTSegLogic import CTSegError, Structure, understand
+from CTSegLogic import CTSegError, Structure, models, understand, vocabulary
 
 _KEY = 0x0100  # Qt.UserRole, whose enum differs between Qt's bindings
+_OUTLINE = "body"  # found by a model of its own, beside any other
 _GOOD, _BAD, _MUTED = "#2e9e5b", "#d4493f", "#888888"
 
 
@@ -27,6 +28,7 @@ class Picker:
         self.tree, self.search, self.onChange = tree, search, onChange
         self._leaves: dict[str, Any] = {}
         self._structures: dict[str, Structure] = {}
+        self._sets: dict[str, Any] = {}
         self._filling = False
         tree.setColumnCount(2)
         tree.setHeaderLabels([_("Structure"), _("Images")])
@@ -42,6 +44,7 @@ class Picker:
         ticked, self._filling = set(self.ticked()), True
         self.tree.clear()
         self._leaves, self._structures = {}, {s.key: s for s in structures}
+        self._fillSets()
         regions: dict[str, Any] = {}
         for structure in self._structures.values():
             region = structure.region or _("other")
@@ -62,6 +65,22 @@ class Picker:
         self.tree.resizeColumnToContents(0)
         self.filter(self.search.text)
 
+    def _fillSets(self) -> None:
+        """A branch of the sets of which the model finds two or more; ticking one ticks its members."""
+        self._sets = {}
+        members = {name: self._members(name) for name in vocabulary().sets}
+        shown = {name: keys for name, keys in members.items() if len(keys) > 1}
+        if not shown:
+            return
+        branch = qt.QTreeWidgetItem(self.tree.invisibleRootItem())
+        branch.setText(0, _("Sets"))
+        for name, keys in shown.items():
+            self._sets[name] = self._item(branch, f"{name} ({len(keys)})")
+            self._sets[name].setToolTip(0, ", ".join(self._structures[key].name for key in keys))
+
+    def _members(self, name: str) -> list[str]:
+        return [key for key in vocabulary().sets[name] if key in self._structures]
+
     def ticked(self) -> tuple[str, ...]:
         """Keys of the ticked structures, in the tree's order."""
         return tuple(key for key, leaf in self._leaves.items() if leaf.checkState(0) == qt.Qt.Checked)
@@ -71,8 +90,7 @@ class Picker:
         wanted, self._filling = set(keys), True
         for key, leaf in self._leaves.items():
             leaf.setCheckState(0, qt.Qt.Checked if key in wanted else qt.Qt.Unchecked)
-        for n in range(self.tree.topLevelItemCount):
-            self._updateParent(self.tree.topLevelItem(n))
+        self._update()
         self._filling = False
 
     def filter(self, text: str) -> None:
@@ -83,7 +101,9 @@ class Picker:
             shown = 0
             for m in range(parent.childCount()):
                 leaf = parent.child(m)
-                hit = all(word in self._structures[leaf.data(0, _KEY)].search_text for word in words)
+                key = leaf.data(0, _KEY)
+                said = self._structures[key].search_text if key else leaf.text(0).lower()
+                hit = all(word in said for word in words)
                 leaf.setHidden(not hit)
                 shown += hit
             parent.setHidden(not shown)
@@ -106,15 +126,33 @@ class Picker:
         for n in range(item.childCount()):
             if not item.child(n).isHidden():  # a tick on a region ticks what the search left of it
                 item.child(n).setCheckState(0, item.checkState(0))
-        if item.parent() is not None:
-            self._updateParent(item.parent())
+        for name, leaf in self._sets.items():
+            if leaf is item:
+                for key in self._members(name):
+                    self._leaves[key].setCheckState(0, item.checkState(0))
+        self._update()
         self._filling = False
         self.onChange()
+
+    def _update(self) -> None:
+        """Regions and sets show whether all, some or none of theirs are ticked."""
+        for parent in {id(p): p for p in (leaf.parent() for leaf in self._leaves.values())}.values():
+            self._updateParent(parent)
+        ticked = set(self.ticked())
+        for name, leaf in self._sets.items():
+            whole = ticked.issuperset(self._members(name))
+            leaf.setCheckState(0, qt.Qt.Checked if whole else qt.Qt.Unchecked)
 
     def _updateParent(self, parent: Any) -> None:
         states = {parent.child(n).checkState(0) == qt.Qt.Checked for n in range(parent.childCount())}
         whole = qt.Qt.Checked if states == {True} else qt.Qt.Unchecked
         parent.setCheckState(0, whole if len(states) == 1 else qt.Qt.PartiallyChecked)
+
+
+def findable(card: Any) -> tuple[str, ...]:
+    """What a model finds, and the body's outline, which a built-in model finds beside any other."""
+    beside = _OUTLINE in models.cards() and _OUTLINE not in card.keys
+    return (*card.keys, _OUTLINE) if beside else card.keys
 
 
 def meantKeys(phrase: str, ticks: Iterable[str], card: Any) -> tuple[str, ...]:
@@ -125,7 +163,7 @@ def meantKeys(phrase: str, ticks: Iterable[str], card: Any) -> tuple[str, ...]:
     Raises:
         CTSegError: a word is not understood, or not this model's.
     """
-    served = set(card.keys)
+    served = set(findable(card))
     meant = understand(phrase, within=served)
     plain = [s.key for s in card.named(card.keys) if s.kind not in ("lesion", "target") and s.key != "body"]
     organs = (plain or card.keys) if meant.everything else ()
