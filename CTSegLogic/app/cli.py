@@ -115,6 +115,7 @@ def _asked(p: argparse.ArgumentParser) -> None:
     )
     what = p.add_mutually_exclusive_group()
     what.add_argument("--structures", metavar="A,B", help="keys, see `ctseg list structures`")
+    what.add_argument("--labels", metavar="3,5", help="the publisher's numbers of the named --model")
     what.add_argument("--text", metavar="PHRASE", help='such as "both parotids and the spinal cord"')
     what.add_argument(
         "--everything", metavar="SET", nargs="?", const="", help="all organs, or those of a set"

@@ -66,6 +66,7 @@ def describe(options: argparse.Namespace, run: Run) -> None:
     for head in card.heads:
         lines.append(f"head {head.name}: {', '.join(head.structures)}")
         lines += [f"    {what}: {_plain(value)}" for what, value in head.measured.items()]
+    lines += [f"label {n} {key}: {card.trained_on.get(key, 'a group')}" for key, n in card.labels.items()]
     for name, spec in card.files.items():
         checksum = spec.sha256 or "checksum not known; recorded at first install"
         lines.append(f"file {name}: {spec.bytes or '?'} bytes, sha256 {checksum}")
@@ -149,7 +150,8 @@ def segment(options: argparse.Namespace, run: Run) -> None:
 def demo(options: argparse.Namespace, run: Run) -> None:
     """Segments the shipped sample, or a scan given, and writes result, picture and report into one folder."""
     options.images = options.images or [resource(*SAMPLE)]
-    if options.model is None and options.text is options.structures is options.everything is None:
+    asked = (options.text, options.structures, options.labels, options.everything)
+    if options.model is None and all(part is None for part in asked):
         options.model = STARTER
     folder: Path = options.output
     files = [folder / f"{stem(options.images[0])}{e}" for e in (".seg.nrrd", ".png", ".json")]
@@ -233,7 +235,24 @@ def _prompt(options: argparse.Namespace) -> Prompt:
         return Text(options.text)
     if options.structures is not None:
         return Classes(tuple(key.strip() for key in options.structures.split(",") if key.strip()))
+    if options.labels is not None:
+        return Classes(_numbered(options.labels, options.model))
     return Everything(options.everything or None)
+
+
+def _numbered(text: str, model: str | None) -> tuple[str, ...]:
+    """The keys of a publisher's label numbers, written "3,5"."""
+    if model is None:
+        raise PromptUnknown(
+            seen="Label numbers mean nothing without their model.", hint="Add --model, such as --model ctmr."
+        )
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise PromptUnknown(
+            seen=f"--labels {text} is not a list of numbers.", hint="Write them as 3,5,14."
+        ) from error
+    return find_card(model).numbered(numbers)
 
 
 def _roi(path: Path) -> Grid:

@@ -115,12 +115,22 @@ def wanted_keys(prompt: Prompt, cards: Sequence[Card]) -> tuple[str, ...]:
     """
     served = tuple(dict.fromkeys(key for card in cards for key in card.keys))
     if isinstance(prompt, Classes):
-        return _known(prompt.keys, cards)
+        return _spread(_known(prompt.keys, cards), served, cards)
     if isinstance(prompt, Everything):
-        return _of_set(prompt.set, served, cards)
+        usual = cards[0].everything if len(cards) == 1 and prompt.set is None else ""
+        return _of_set(prompt.set or usual or None, served, cards)
     if isinstance(prompt, Text):
-        return _of_text(prompt.phrase, served, cards)
+        return _spread(_of_text(prompt.phrase, served, cards), served, cards)
     return (prompt.key,) if prompt.key else ()
+
+
+def _spread(keys: tuple[str, ...], served: tuple[str, ...], cards: Sequence[Card]) -> tuple[str, ...]:
+    """Groups that no model finds as such, replaced by their members in the first model that knows them."""
+    spread: list[str] = []
+    for key in keys:
+        able = [card for card in cards if key in card.groups] if key not in served else []
+        spread += able[0].spread((key,)) if able else [key]
+    return tuple(dict.fromkeys(spread))
 
 
 def describe(prompt: Prompt) -> str:
