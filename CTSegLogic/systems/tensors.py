@@ -69,7 +69,7 @@ def read_checkpoint(path: Path) -> Any:
     Files of torch are mapped, not read, and only tensors and plain containers are unpickled.
 
     Raises:
-        WeightsCorrupt: it is neither, or a pickle that would run code.
+        WeightsCorrupt: it is neither, or a file that would run code.
     """
     if path.suffix == ".safetensors":
         return read_tensors(path)

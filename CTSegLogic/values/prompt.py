@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.errors import PromptUnknown
 from CTSegLogic.values.language import Understanding, understand
 from CTSegLogic.values.structures import OUTLINE, Structure, structure_sets, suggest
+
+CLICKED = Structure(key="clicked_object", name="clicked object")
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,19 @@ Prompt = Text | Classes | Points | Everything
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """What a system receives: heads with the structures wanted of each; no strings left to interpret."""
+    """What a system receives: heads with the structures wanted of each; no strings left to interpret.
+
+    Attributes:
+        heads: and the structures wanted of each.
+        points_ras: clicks, when there are any.
+        phrase: the prompt in words.
+        before: a mask (k, j, i) on the scan's grid that clicks correct, or None.
+    """
 
     heads: tuple[tuple[Head, tuple[Structure, ...]], ...]
     points_ras: Points | None = None
     phrase: str = ""
+    before: NDArray[np.bool_] | None = field(default=None, compare=False)
 
     @property
     def structures(self) -> tuple[Structure, ...]:
@@ -91,8 +104,15 @@ def _clicked(prompt: Points, card: Card) -> Ask:
         raise PromptUnknown(
             seen="There is no click inside the structure.", hint="Place at least one positive point."
         )
-    keys = (prompt.key,) if prompt.key else card.keys[:1]
-    known = _known(keys, [card])
+    if prompt.key is None:
+        return Ask(heads=((card.heads[0], (CLICKED,)),), phrase=describe(prompt), points_ras=prompt)
+    known = _known((prompt.key,), [card])
+    foreign = [key for key in known if key not in card.keys]
+    if foreign:
+        raise PromptUnknown(
+            seen=f"The model {card.name} does not know {foreign[0]}.",
+            hint="Leave the structure out: the clicks then mean a new object.",
+        )
     return replace(ask_for(known, card, prompt), points_ras=prompt)
 
 

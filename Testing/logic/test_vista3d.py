@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from CTSegLogic.app.session import Session
+from CTSegLogic.files.points import read_points
 from CTSegLogic.files.weights import cards
 from CTSegLogic.nets.vista3d import build, class_features, class_vectors, point_features, point_logits
 from CTSegLogic.systems import open_system
 from CTSegLogic.systems.clnet import file_spec
+from CTSegLogic.systems.vista3d.points import edited
 from CTSegLogic.values.card import Card, License
-from CTSegLogic.values.errors import PromptUnknown, Unteachable, WeightsCorrupt, WeightsMismatch
+from CTSegLogic.values.errors import ImageInvalid, PromptUnknown, Unteachable, WeightsCorrupt, WeightsMismatch
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.move import move
 from CTSegLogic.values.prompt import Classes, Everything, Points, Text, resolve
@@ -331,3 +333,137 @@ def test_the_session_runs_it_like_any_model(tmp_path):
     assert result.origin.cards[0]["sha256:model"] == card.files["model"].sha256
     turned = move(volume.array[0], volume.grid, result.grid)
     assert turned.shape == result.grid.shape
+
+
+def a_click(volume, kji=(10, 22, 15)):
+    return tuple(volume.grid.world(kji).tolist())
+
+
+def test_clicks_find_the_part_they_lie_in_and_a_second_one_encodes_nothing(tmp_path):
+    card, volume = a_card(tmp_path), a_scan()
+    system = open_system(card, CPU)
+    first = system.segment(volume, resolve(Points(positive_ras=(a_click(volume),), key="liver"), card), CPU)
+    assert [e.structure.key for e in first.entries] == ["liver"]
+    windows = system.kept.encoded
+    more = Points(positive_ras=(a_click(volume),), negative_ras=(a_click(volume, (9, 21, 14)),), key="liver")
+    second = system.segment(volume, resolve(more, card), CPU)
+    assert system.kept.encoded <= windows + 1  # the negative click's window, the positive one's is kept
+    again = system.segment(volume, resolve(more, card), CPU)
+    assert system.kept.encoded <= windows + 1
+    assert np.array_equal(second.mask("liver"), again.mask("liver"))
+
+
+def test_features_of_one_scan_never_answer_for_another(tmp_path):
+    card, volume = a_card(tmp_path), a_scan()
+    other = replace(volume, array=np.ascontiguousarray(volume.array[:, ::-1]))
+    ask = resolve(Points(positive_ras=(a_click(volume),)), card)
+    warm, fresh = open_system(card, CPU), open_system(card, CPU)
+    warm.segment(volume, ask, CPU)
+    assert np.array_equal(
+        warm.segment(other, ask, CPU).mask("clicked_object"),
+        fresh.segment(other, ask, CPU).mask("clicked_object"),
+    )
+    assert warm.kept.encoded == 2
+
+
+@pytest.mark.parametrize("corner", [(0, 0, 0), (19, 43, 29), (0, 43, 0)])
+def test_a_click_on_the_border_counts(tmp_path, corner):
+    from CTSegLogic.systems.vista3d.points import clicked
+
+    card, volume = a_card(tmp_path), a_scan()
+    system = open_system(card, CPU)
+    points = Points(positive_ras=(a_click(volume, corner),))
+    result = system.segment(volume, resolve(points, card), CPU)
+    assert result.entry("clicked_object").status in ("found", "absent")
+    logits, reached = clicked(system.net, system.kept, points, 133, card.prepare.patch_kji, CPU)
+    index = np.rint(system.kept.ready.work.index(points.positive_ras[0])).astype(int)
+    index = np.clip(index, 0, np.asarray(logits.shape) - 1)
+    assert reached[tuple(index)]
+    assert np.isfinite(logits).all()
+
+
+def test_a_click_outside_the_scan_is_an_error_that_names_it(tmp_path):
+    card, volume = a_card(tmp_path), a_scan()
+    ask = resolve(Points(positive_ras=((500.0, 0.0, 0.0),)), card)
+    with pytest.raises(ImageInvalid, match="500"):
+        open_system(card, CPU).segment(volume, ask, CPU)
+
+
+def test_editing_changes_only_the_parts_that_clicks_touch():
+    grid = Grid.of((12, 12, 12))
+    before = np.zeros(grid.shape, bool)
+    before[2:5, 2:5, 2:5] = before[8:11, 8:11, 8:11] = True
+    logits = np.full(grid.shape, -1.0, np.float32)
+    logits[2:5, 2:5, 8:11] = logits[8:11, 2:5, 2:5] = 1.0  # two new parts; both old ones are refused
+    reached = np.ones(grid.shape, bool)
+    points = Points(
+        positive_ras=(tuple(grid.world([3, 3, 9])),), negative_ras=(tuple(grid.world([9, 9, 9])),)
+    )
+    after = edited(before, logits, reached, points, grid) > 0
+    assert after[3, 3, 9]  # clicked: added
+    assert not after[9, 3, 3]  # not clicked: left out
+    assert not after[9, 9, 9]  # refused: removed
+    assert after[3, 3, 3]  # not refused: kept
+
+
+def test_voxels_that_no_window_reached_keep_what_was_there():
+    grid = Grid.of((6, 6, 6))
+    before = np.zeros(grid.shape, bool)
+    before[4:] = True
+    reached = np.zeros(grid.shape, bool)
+    reached[:3] = True
+    points = Points(positive_ras=(tuple(grid.world([1, 1, 1])),))
+    after = edited(before, np.full(grid.shape, 1.0, np.float32), reached, points, grid) > 0
+    assert after[:3].all()
+    assert not after[3].any()
+    assert after[4:].all()
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"positive": []}, "no positive point"),
+        ({"positive": [[1, 2]]}, "holds no points"),
+        ({"positive": [[1, 2, float("nan")]]}, "not a position"),
+        ({"positive": [[1, 2, 3]], "frame": "XYZ"}, "neither RAS nor LPS"),
+        ([1], "holds no points"),
+    ],
+)
+def test_a_points_file_that_is_none_says_what_to_write(tmp_path, table, message):
+    path = tmp_path / "points.json"
+    path.write_text(json.dumps(table), encoding="utf-8")
+    with pytest.raises(PromptUnknown, match=message) as refused:
+        read_points(path)
+    assert "positive" in refused.value.hint
+
+
+def test_points_come_from_tables_and_from_slicers_markups(tmp_path):
+    path = tmp_path / "points.json"
+    path.write_text(
+        json.dumps({"positive": [[1, 2, 3]], "frame": "LPS", "structure": "liver"}), encoding="utf-8"
+    )
+    assert read_points(path) == Points(positive_ras=((-1.0, -2.0, 3.0),), key="liver")
+    controls = [{"position": [1, 2, 3], "label": "F-1"}, {"position": [4, 5, 6], "label": "-2"}]
+    markup = {"coordinateSystem": "LPS", "name": "clicks", "controlPoints": controls}
+    path.write_text(json.dumps({"markups": [markup]}), encoding="utf-8")
+    assert read_points(path) == Points(positive_ras=((-1.0, -2.0, 3.0),), negative_ras=((-4.0, -5.0, 6.0),))
+
+
+def test_the_command_line_takes_numbers_and_points(tmp_path, capsys):
+    from CTSegLogic.app.cli import main
+    from CTSegLogic.files.segfile import read_segmentation, write_nifti
+
+    card, volume = a_card(tmp_path), a_scan()
+    (tmp_path / "card.json").write_text(card.to_json(), encoding="utf-8")
+    scan = tmp_path / "scan.nii.gz"
+    write_nifti(volume.array[0], volume.grid, scan)
+    out, base = tmp_path / "out.nii.gz", ["segment", str(scan), "--model", str(tmp_path), "--device", "cpu"]
+    assert main([*base, "-o", str(out), "--labels", "1,3"]) == 0
+    assert {e.structure.key for e in read_segmentation(out).entries} == {"liver", "spleen"}
+    assert main([*base, "-o", str(tmp_path / "b.nii.gz"), "--labels", "0"]) == 2
+    assert "the background" in capsys.readouterr().err
+    points = tmp_path / "points.json"
+    points.write_text(json.dumps({"positive": [a_click(volume)]}), encoding="utf-8")
+    edit = ["--points", str(points), "--prior", str(out), "--overwrite"]
+    assert main([*base, "-o", str(tmp_path / "c.seg.nrrd"), *edit]) == 0
+    assert [e.structure.key for e in read_segmentation(tmp_path / "c.seg.nrrd").entries] == ["clicked_object"]

@@ -26,11 +26,13 @@ from CTSegLogic.files.weights import ensure, file_sha256
 from CTSegLogic.nets.vista3d import STRIDE, build, class_features, class_vectors
 from CTSegLogic.systems.tensors import load_strictly, read_checkpoint
 from CTSegLogic.systems.vista3d.layouts import own_names
+from CTSegLogic.systems.vista3d.points import Kept, around_clicks, clicked, edited, fingerprint
 from CTSegLogic.systems.vista3d.prepare import Prepared, prepared
 from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.errors import CardInvalid, PackageMissing, Unteachable
 from CTSegLogic.values.grid import Box, Grid
-from CTSegLogic.values.prediction import Entry, Layer, Prediction
+from CTSegLogic.values.move import move
+from CTSegLogic.values.prediction import Entry, Layer, Prediction, prediction_of
 from CTSegLogic.values.prompt import Ask
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.structures import Structure
@@ -38,6 +40,7 @@ from CTSegLogic.values.task import Task
 from CTSegLogic.values.volume import Volume
 
 _BEST_OVERLAP = 0.5
+_NEW = 133  # any index above those the point head knows: a new object
 EXCLUSIVE = "anatomy"  # the head whose classes share voxels with none of their own
 
 
@@ -61,9 +64,12 @@ class Vista:
         load_strictly(self.net, tensors, f"{card.name}", assign=True)
         self.net.to(self.device).eval().requires_grad_(False)
         self.sums = {name: file_sha256(path)}
+        self.kept = Kept()
 
     def segment(self, volume: Volume, ask: Ask, run: Run) -> Prediction:
         """The asked structures on the volume's grid."""
+        if ask.points_ras is not None:
+            return self._clicked(volume, ask, run)
         stages = Stages()
         run.progress(0.0, "resampling")
         ready = prepared(volume, self.card.prepare, self.card.prepare.patch_kji, self.device, run.workers)
@@ -80,6 +86,34 @@ class Vista:
         stages.mark("labels")
         origin = origin_of(self.card, self.sums, ask, run, self.device, stages, plan, ready.warnings)
         return Prediction(grid=volume.grid, layers=tuple(layers), entries=tuple(entries), origin=origin)
+
+    def _clicked(self, volume: Volume, ask: Ask, run: Run) -> Prediction:
+        """The object that clicks mean, or a mask corrected by them."""
+        stages, prepare = Stages(), self.card.prepare
+        of = fingerprint(volume)
+        if self.kept.of != of:
+            ready = prepared(volume, prepare, prepare.patch_kji, self.device, run.workers)
+            self.kept = Kept(of=of, ready=ready, encoded=self.kept.encoded)
+        ready, points = self.kept.ready, ask.points_ras
+        assert ready is not None
+        assert points is not None
+        (structure,) = ask.structures
+        index = self.card.labels.get(structure.key, _NEW)
+        stages.mark("prepare")
+        with torch.inference_mode(), autocast(self.device, run):
+            logits, reached = clicked(self.net, self.kept, points, index, prepare.patch_kji, run)
+        stages.mark("network")
+        if ask.before is None:
+            logits = around_clicks(logits, reached, points, ready.work)
+        else:
+            before = move(ask.before.view(np.uint8), volume.grid, ready.work, order=0) > 0
+            logits = edited(before, logits, reached, points, ready.work)
+        mask = move(logits, ready.work, volume.grid, order=1, outside=-1.0) > 0
+        stages.mark("labels")
+        found = prediction_of([(mask.astype(np.uint8), {1: structure})], volume.grid)
+        plan = self._plan(ready, run)
+        origin = origin_of(self.card, self.sums, ask, run, self.device, stages, plan, ready.warnings)
+        return replace(found, origin=origin)
 
     def readouts(self, ask: Ask, work: Grid, scan: Grid, run: Run) -> list[Readout]:
         """One readout per head asked for: anatomy by the best class above 0, the others class by class."""
