@@ -115,10 +115,13 @@ def _asked(p: argparse.ArgumentParser) -> None:
     )
     what = p.add_mutually_exclusive_group()
     what.add_argument("--structures", metavar="A,B", help="keys, see `ctseg list structures`")
+    what.add_argument("--labels", metavar="3,5", help="the publisher's numbers of the named --model")
+    what.add_argument("--points", type=Path, metavar="FILE.json", help="clicks, RAS mm, or .mrk.json")
     what.add_argument("--text", metavar="PHRASE", help='such as "both parotids and the spinal cord"')
     what.add_argument(
         "--everything", metavar="SET", nargs="?", const="", help="all organs, or those of a set"
     )
+    p.add_argument("--prior", type=Path, metavar="SEG", help="a mask that --points correct")
     p.add_argument("--roi", type=Path, metavar="FILE", help="label map; only the box around it is looked at")
     p.add_argument("--quality", choices=("fast", "balanced", "best"), default="balanced")
     p.add_argument("--modality", choices=("CT", "MR"), help="of files that do not say (default: the model's)")

@@ -6,21 +6,21 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from CTSegLogic.files.images import read_image, read_labels, stem
+from CTSegLogic.app.asked import mask_on, prompt_of, region
+from CTSegLogic.files.images import read_image, stem
 from CTSegLogic.files.segfile import outputs_of, write_segmentation
 from CTSegLogic.files.weights import accepted, cards, find_card, installed, publish
 from CTSegLogic.files.weights import install as install_files
 from CTSegLogic.files.weights import remove as remove_files
 from CTSegLogic.values.card import Card
-from CTSegLogic.values.errors import ImageInvalid, OutputRefused, PromptUnknown
-from CTSegLogic.values.grid import Box, Grid
+from CTSegLogic.values.errors import OutputRefused, PromptUnknown
 from CTSegLogic.values.language import understand
 from CTSegLogic.values.prediction import Prediction
-from CTSegLogic.values.prompt import Classes, Everything, Prompt, Text
 from CTSegLogic.values.resources import resource
 from CTSegLogic.values.run import Request, Run
 from CTSegLogic.values.structures import foreign_labels, structure_sets, vocabulary
@@ -66,6 +66,7 @@ def describe(options: argparse.Namespace, run: Run) -> None:
     for head in card.heads:
         lines.append(f"head {head.name}: {', '.join(head.structures)}")
         lines += [f"    {what}: {_plain(value)}" for what, value in head.measured.items()]
+    lines += [f"label {n} {key}: {card.trained_on.get(key, 'a group')}" for key, n in card.labels.items()]
     for name, spec in card.files.items():
         checksum = spec.sha256 or "checksum not known; recorded at first install"
         lines.append(f"file {name}: {spec.bytes or '?'} bytes, sha256 {checksum}")
@@ -149,7 +150,8 @@ def segment(options: argparse.Namespace, run: Run) -> None:
 def demo(options: argparse.Namespace, run: Run) -> None:
     """Segments the shipped sample, or a scan given, and writes result, picture and report into one folder."""
     options.images = options.images or [resource(*SAMPLE)]
-    if options.model is None and options.text is options.structures is options.everything is None:
+    asked = (options.text, options.structures, options.labels, options.points, options.everything)
+    if options.model is None and all(part is None for part in asked):
         options.model = STARTER
     folder: Path = options.output
     files = [folder / f"{stem(options.images[0])}{e}" for e in (".seg.nrrd", ".png", ".json")]
@@ -216,32 +218,18 @@ def _segmented(options: argparse.Namespace, run: Run) -> tuple[Volume, Predictio
 
     session = Session(run)
     request = Request(
-        prompt=_prompt(options),
+        prompt=prompt_of(options),
         card=options.model,
         quality=options.quality,
-        roi=_roi(options.roi) if options.roi else None,
+        roi=region(options.roi) if options.roi else None,
     )
     plan = session.plan(request)
     modality = options.modality or plan[0][0].modality[0]
     channels = max(len(card.prepare.channels) for card, _ in plan)
     volume = read_image(options.images, modality=modality, channels=channels, series=options.series)
+    if options.prior is not None:
+        request = replace(request, before=mask_on(options.prior, volume.grid))
     return volume, session.segment(volume, request)
-
-
-def _prompt(options: argparse.Namespace) -> Prompt:
-    if options.text is not None:
-        return Text(options.text)
-    if options.structures is not None:
-        return Classes(tuple(key.strip() for key in options.structures.split(",") if key.strip()))
-    return Everything(options.everything or None)
-
-
-def _roi(path: Path) -> Grid:
-    labels, grid = read_labels(path)
-    box = Box.around(labels)
-    if box is None:
-        raise ImageInvalid(seen=f"The region {path.name} is empty.", hint="Draw it, or leave --roi out.")
-    return grid.cropped(box)
 
 
 def _write_looks(prediction: Prediction, volume: Volume, preview: Path | None, report: Path | None) -> None:

@@ -105,6 +105,7 @@ class Session:
         plan = self.plan(request)
         part, box = _looked_at(volume, request.roi)
         run = replace(self.run, quality=request.quality)
+        before = request.before[box.slices] if request.before is not None else None
         predictions = []
         for n, (card, ask) in enumerate(plan):
             if volume.channels != len(card.prepare.channels):
@@ -114,7 +115,7 @@ class Session:
                     hint=f"Give one image per channel: {', '.join(wanted)}.",
                 )
             stage = replace(run, progress=_share_of(run, n, len(plan)))
-            found = self._found(card, part, ask, stage)
+            found = self._found(card, part, replace(ask, before=before), stage)
             warned = (*scan_warnings(part, card.modality), *_terms(card))
             predictions.append(
                 replace(found, origin=replace(found.origin, warnings=warned + found.origin.warnings))

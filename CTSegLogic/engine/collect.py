@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from CTSegLogic.engine.cleanup import cleanup
 from CTSegLogic.engine.readout import Readout
@@ -15,7 +17,7 @@ from CTSegLogic.values.structures import Structure
 
 
 def collect(
-    readout: Readout, head: Head, wanted: Sequence[Structure], scan: Grid, layer: int
+    readout: Readout, head: Head, wanted: Sequence[Structure], scan: Grid, layer: int, *, clean: bool = True
 ) -> tuple[list[Layer], list[Entry]]:
     """Layers and entries of one head.
 
@@ -24,16 +26,18 @@ def collect(
         head: whose channels they are; wanted: the structures asked for.
         scan: the scan's grid.
         layer: number of the first layer made here.
+        clean: drop specks and fill small holes.
     """
+    tidy = cleanup if clean else _as_it_is
     if head.activation == "softmax":
         values = [head.structures.index(s.key) + 1 for s in wanted]
-        maps = [(cleanup(readout.labels, scan.voxel_ml), values, list(wanted))]
+        maps = [(tidy(readout.labels, scan.voxel_ml), values, list(wanted))]
     else:
         maps = []
         for structure in wanted:
             bit = head.structures.index(structure.key)
             one = ((readout.labels >> bit) & 1).astype(np.uint8)
-            maps.append((cleanup(one, scan.voxel_ml), [1], [structure]))
+            maps.append((tidy(one, scan.voxel_ml), [1], [structure]))
     layers, entries = [], []
     for labels, values, structures in maps:
         made = layer_of(labels, values)
@@ -53,3 +57,8 @@ def collect(
             )
         layers.append(made)
     return layers, entries
+
+
+def _as_it_is(labels: NDArray[Any], voxel_ml: float) -> NDArray[Any]:
+    del voxel_ml
+    return labels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -108,19 +108,13 @@ def plan_memory(
     """
     free = int(free_bytes(device, run) * _SHARE)
     plane = max(shape[1], tiling.patch_kji[1]) * max(shape[2], tiling.patch_kji[2])
-    ring = (channels + 1) * tiling.patch_kji[0] * plane * 4
+    slot = 4 + channels * (2 if tiling.ring_half else 4)  # bytes of a voxel: its weight and its channels
+    ring = slot * tiling.patch_kji[0] * plane
     place = "cpu" if device.type != "cpu" and ring + tile_bytes > free else ""
     left = free - (0 if place else ring)
     most = 1 if device.type == "cpu" else 8  # a CPU gains nothing from batches and its cache loses
     batch = int(np.clip(left // max(tile_bytes, 1), 1, most))
-    chosen = Tiling(
-        patch_kji=tiling.patch_kji,
-        overlap=tiling.overlap,
-        blend=tiling.blend,
-        placing=tiling.placing,
-        batch=batch,
-        ring_device=place,
-    )
+    chosen = replace(tiling, batch=batch, ring_device=place)
     return MemoryPlan(tiling=chosen, ring_bytes=ring, batch_bytes=batch * tile_bytes, free=free)
 
 

@@ -39,10 +39,18 @@ def percentiles(image: NDArray[Any], percents: tuple[float, float]) -> tuple[flo
         # The unsigned view of int16 counts 0..32767 first; rolling puts the values in rising order.
         counts = np.roll(counts, -shift) if shift else counts
         total = np.cumsum(counts)
-        low, high = (int(np.searchsorted(total, max(1.0, p / 100 * total[-1]))) + shift for p in percents)
-        return float(low), float(high)
+        low, high = (_ranked(total, p / 100 * (int(total[-1]) - 1)) + shift for p in percents)
+        return low, high
     low, high = np.percentile(image, percents)
     return float(low), float(high)
+
+
+def _ranked(total: NDArray[np.intp], rank: float) -> float:
+    """The value at a fractional rank (from 0) of sorted voxels, given their cumulative counts; interpolated
+    as numpy does."""
+    below = int(np.searchsorted(total, int(rank), side="right"))
+    above = int(np.searchsorted(total, int(np.ceil(rank)), side="right"))
+    return below + (rank - int(rank)) * (above - below)
 
 
 def scale_(part: NDArray[np.float32], numbers: tuple[float, float, float, float]) -> None:

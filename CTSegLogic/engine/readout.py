@@ -37,7 +37,9 @@ class Readout:
         channels: of the stream.
         model: grid of the slabs; scan: grid of the result.
         matrix: (classes, channels) or None when the channels are logits already; bias: (classes,) or None.
-        activation: softmax = argmax with class 0 as background; sigmoid = bit c of the code says logit c > 0.
+        activation: softmax = argmax with class 0 as background; sigmoid = bit c of the code says logit c > 0;
+            exclusive = classes were trained apart but only the best one above 0 counts (the matrix has a
+            zero row for class 0).
         mode: nearest or smooth (see the module's text).
         labels: the result on `scan` after `finish`.
         shares, counts: per class, sum of probabilities and number of the voxels looked at, on the model's
@@ -50,7 +52,7 @@ class Readout:
     classes: int
     matrix: Tensor | None = None
     bias: Tensor | None = None
-    activation: Literal["softmax", "sigmoid"] = "softmax"
+    activation: Literal["softmax", "sigmoid", "exclusive"] = "softmax"
     mode: Literal["nearest", "smooth"] = "nearest"
     labels: NDArray[Any] = field(init=False)
     shares: NDArray[np.float64] = field(init=False)
@@ -114,6 +116,8 @@ class Readout:
         return codes
 
     def _logits(self, features: Tensor, part: slice) -> Tensor:
+        if features.dtype == torch.float16 and features.device.type == "cpu":
+            features = features.float()  # a ring in half precision; processors add up in fp32
         if self.matrix is None:
             return features[part]
         matrix = self.matrix[part].to(features.device, features.dtype)
@@ -130,8 +134,9 @@ class Readout:
             return
         logits = self._logits(slab.flatten(1)[:, index], slice(0, self.classes))
         chosen = codes.flatten()[index]
-        if self.activation == "softmax":
-            share = logits.softmax(0).gather(0, chosen[None])[0]
+        if self.activation != "sigmoid":
+            shares = logits.softmax(0) if self.activation == "softmax" else logits.sigmoid()
+            share = shares.gather(0, chosen[None])[0]
             self.shares += _sums(chosen, share, self.classes)
             self.counts += _sums(chosen, torch.ones_like(share), self.classes).astype(np.int64)
             return

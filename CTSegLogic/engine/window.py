@@ -21,6 +21,7 @@ from CTSegLogic.values.errors import OutOfMemory, out_of_memory
 from CTSegLogic.values.run import Run
 
 _EMIT = 8  # slices handed to a readout at a time
+_HALF_RANGE = 6e4  # largest sum that fp16 holds
 _FLOOR = 1e-3  # smallest weight of a tile's corner: MONAI's importance map has the same
 
 Predict = Callable[[Tensor], Sequence[Tensor]]
@@ -36,6 +37,18 @@ class Sink(Protocol):
         I)."""
 
 
+class Shared:
+    """Several readouts of one stream: the ring holds its channels once."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self.sinks, self.channels = sinks, sinks[0].channels
+
+    def take(self, start_k: int, slab: Tensor, covered: Tensor) -> None:
+        """Hands the slices to each."""
+        for sink in self.sinks:
+            sink.take(start_k, slab, covered)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
     """How tiles cover a volume.
@@ -47,6 +60,9 @@ class Tiling:
             which is where MONAI and nnU-Net v1 put theirs.
         batch: tiles per network call.
         ring_device: where the ring lies ("" = with the image).
+        ring_half: keep sums in fp16, half the memory; tiles are still weighted in fp32.
+        padding: what surrounds a volume smaller than a tile: its lowest value, or its edge repeated (MONAI's
+            "replicate").
     """
 
     patch_kji: tuple[int, int, int]
@@ -55,6 +71,8 @@ class Tiling:
     placing: Literal["even", "stepped"] = "even"
     batch: int = 1
     ring_device: str = ""
+    ring_half: bool = False
+    padding: Literal["lowest", "edge"] = "lowest"
 
 
 def starts(size: int, patch: int, overlap: float, placing: str) -> list[int]:
@@ -120,7 +138,7 @@ def slide(
         OutOfMemory: not even one tile at a time fits.
         Cancelled: the user stopped the run.
     """
-    padded, low = _padded(image, tiling.patch_kji)
+    padded, low = _padded(image, tiling)
     if occupied is not None:
         occupied = _pad(occupied[None].to(torch.uint8), low, padded.shape[1:], 0)[0].bool()
     corners = tile_starts(padded.shape[1:], tiling, occupied)
@@ -183,7 +201,8 @@ class _Ring:
         self.next = 0
         place = torch.device(tiling.ring_device) if tiling.ring_device else device
         plane = (self.height, shape[1], shape[2])
-        self.sums = [torch.zeros((sink.channels, *plane), device=place) for sink in sinks]
+        kind = torch.float16 if tiling.ring_half else torch.float32
+        self.sums = [torch.zeros((sink.channels, *plane), dtype=kind, device=place) for sink in sinks]
         self.total = torch.zeros(plane, device=place)
         self.weights = tile_weights(tiling.patch_kji, tiling.blend, place)
 
@@ -201,7 +220,11 @@ class _Ring:
                 self.total[(slots, *window)] += weights
                 for sums, output in zip(self.sums, outputs, strict=True):
                     tile = output[n][:, cut].to(sums.device, torch.float32)
-                    sums[(slice(None), slots, *window)].addcmul_(tile, weights)
+                    target = sums[(slice(None), slots, *window)]
+                    if target.dtype == torch.float32:
+                        target.addcmul_(tile, weights)
+                    else:
+                        target += (tile * weights).clamp_(-_HALF_RANGE, _HALF_RANGE).to(target.dtype)
 
     def advance(self, until: int) -> None:
         """Hands out every slice before `until`, which no later tile touches, and frees its slots."""
@@ -231,18 +254,19 @@ class _Ring:
             sums[:, slots].zero_()
 
 
-def _padded(image: Tensor, patch: Sequence[int]) -> tuple[Tensor, tuple[int, int, int]]:
-    """The image with at least a tile's size on each axis, filled with its lowest value, and where it
-    starts."""
-    target = [max(n, p) for n, p in zip(image.shape[1:], patch, strict=True)]
+def _padded(image: Tensor, tiling: Tiling) -> tuple[Tensor, tuple[int, int, int]]:
+    """The image with at least a tile's size on each axis, and where it starts."""
+    target = [max(n, p) for n, p in zip(image.shape[1:], tiling.patch_kji, strict=True)]
     low = tuple((t - n) // 2 for t, n in zip(target, image.shape[1:], strict=True))
     if tuple(image.shape[1:]) == tuple(target):
         return image, (0, 0, 0)
-    return _pad(image, (low[0], low[1], low[2]), target, float(image.min())), (low[0], low[1], low[2])
+    value = float(image.min()) if tiling.padding == "lowest" else None
+    return _pad(image, (low[0], low[1], low[2]), target, value), (low[0], low[1], low[2])
 
 
-def _pad(image: Tensor, low: Sequence[int], target: Sequence[int], value: float) -> Tensor:
+def _pad(image: Tensor, low: Sequence[int], target: Sequence[int], value: float | None) -> Tensor:
+    """The image inside a larger one that is filled with a value, or with its own edge where that is None."""
     pads: list[int] = []
     for axis in (2, 1, 0):
         pads += [low[axis], target[axis] - image.shape[1 + axis] - low[axis]]
-    return F.pad(image, pads, value=value)
+    return F.pad(image, pads, mode="replicate") if value is None else F.pad(image, pads, value=value)

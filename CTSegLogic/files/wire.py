@@ -33,6 +33,8 @@ def write_job(folder: Path, volume: Volume, request: Request) -> dict[str, Any]:
     """Puts the voxels into `folder` and returns the message that asks a worker to segment them."""
     voxels = folder / "voxels.npy"
     _save(voxels, volume.array)
+    if request.before is not None:
+        _save(folder / "before.npy", request.before)
     return {
         "do": "segment",
         "folder": str(folder),
@@ -45,6 +47,7 @@ def write_job(folder: Path, volume: Volume, request: Request) -> dict[str, Any]:
         "card": request.card,
         "quality": request.quality,
         "roi": _grid_out(request.roi) if request.roi else None,
+        "before": "before.npy" if request.before is not None else None,
     }
 
 
@@ -69,6 +72,7 @@ def read_job(message: Mapping[str, Any]) -> tuple[Volume, Request]:
             card=message["card"],
             quality=message["quality"],
             roi=_grid_in(message["roi"]) if message["roi"] else None,
+            before=np.load(folder / "before.npy") if message.get("before") else None,
         )
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise CTSegError(

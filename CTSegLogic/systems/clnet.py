@@ -10,7 +10,6 @@ head's file is written once, and training another head touches neither it nor th
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from CTSegLogic.engine.collect import collect
 from CTSegLogic.engine.device import MemoryPlan, autocast, pick_device, plan_memory
 from CTSegLogic.engine.intensity import scale_, scaler
 from CTSegLogic.engine.loss import deep_loss
+from CTSegLogic.engine.origin import Stages, origin_of
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.resample import network_input
 from CTSegLogic.engine.window import Tiling, slide
@@ -35,7 +35,7 @@ from CTSegLogic.systems.tensors import load_strictly, read_tensors, write_tensor
 from CTSegLogic.values.card import Card, FileSpec, Head, Prepare
 from CTSegLogic.values.errors import TaskInvalid, Unteachable
 from CTSegLogic.values.grid import Grid
-from CTSegLogic.values.prediction import Entry, Layer, Origin, Prediction
+from CTSegLogic.values.prediction import Entry, Layer, Prediction
 from CTSegLogic.values.prompt import Ask
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.task import Batch, Task
@@ -61,7 +61,7 @@ class ClNet:
 
     def segment(self, volume: Volume, ask: Ask, run: Run) -> Prediction:
         """The asked structures on the volume's grid (see the module's text)."""
-        clock = _Stages()
+        clock = Stages()
         decoders = [(head, wanted, self.decoder(head)) for head, wanted in ask.heads]
         clock.mark("load")
         run.progress(0.0, "resampling")
@@ -99,7 +99,7 @@ class ClNet:
             grid=volume.grid,
             layers=tuple(layers),
             entries=tuple(entries),
-            origin=self._origin(ask, run, clock, plan),
+            origin=origin_of(self.card, self._used(ask), ask, run, self.device, clock, plan),
         )
 
     def learner(self, task: Task, run: Run) -> ClNetLearner:
@@ -119,6 +119,11 @@ class ClNet:
         decoder = self.net.decoders[head.name]
         assert isinstance(decoder, Decoder)
         return decoder
+
+    def _used(self, ask: Ask) -> dict[str, str]:
+        """SHA-256 of the files that a request used."""
+        names = [self.card.encoder, *(head.file for head, _ in ask.heads)]
+        return {name: self.sums[name] for name in names if name in self.sums}
 
     def _predict(self, decoders: Sequence[Any], readouts: Sequence[Readout], mirrored: bool) -> Any:
         turns = [_mirror(head, self.card) for head, _, _ in decoders]
@@ -146,22 +151,6 @@ class ClNet:
         tile_bytes = int(np.prod(prepare.patch_kji)) * width * 4 * 8
         channels = sum(r.channels for r in readouts)
         return plan_memory(tiling, work.shape, channels, tile_bytes, self.device, run)
-
-    def _origin(self, ask: Ask, run: Run, clock: _Stages, plan: MemoryPlan) -> Origin:
-        used = [self.card.encoder, *(head.file for head, _ in ask.heads)]
-        sums = {f"sha256:{name}": self.sums[name] for name in used if name in self.sums}
-        return Origin(
-            cards=({"name": self.card.name, "version": self.card.version, **sums},),
-            prompt=ask.phrase,
-            options={
-                "quality": run.quality,
-                "device": str(self.device),
-                "precision": run.precision,
-                "overlap": str(plan.tiling.overlap),
-                "memory": str(plan),
-            },
-            seconds=clock.seconds,
-        )
 
 
 def open_card(card: Card, run: Run) -> ClNet:
@@ -256,19 +245,6 @@ class ClNetLearner:
         with replaced(folder / "card.json") as part:
             part.write_text(grown.to_json(), encoding="utf-8")
         return grown
-
-
-class _Stages:
-    """Seconds per stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def mark(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
-        self._last = now
 
 
 def _readout(decoder: Decoder, head: Head, work: Grid, scan: Grid, mode: Any) -> Readout:

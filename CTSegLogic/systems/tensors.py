@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +40,8 @@ def write_tensors(module: nn.Module, path: Path) -> None:
         save_file(half, part)
 
 
-def load_strictly(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
-    """Copies tensors into a module.
+def load_strictly(module: nn.Module, tensors: dict[str, Tensor], what: str, *, assign: bool = False) -> None:
+    """Copies tensors into a module, or makes them its own (`assign`, for one built on the meta device).
 
     Raises:
         WeightsMismatch: names or shapes differ; the message counts and names them.
@@ -58,4 +60,23 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], what: str) -> N
             seen=f"The file of {what} does not fit its network: {'; '.join(wrong)}.",
             hint="The file belongs to another model or version: install the model again.",
         )
-    module.load_state_dict(tensors, strict=True)
+    module.load_state_dict(tensors, strict=True, assign=assign)
+
+
+def read_checkpoint(path: Path) -> Any:
+    """What a foreign checkpoint holds: safetensors as a table of tensors, .pt and .pth as they are.
+
+    Files of torch are mapped, not read, and only tensors and plain containers are unpickled.
+
+    Raises:
+        WeightsCorrupt: it is neither, or a file that would run code.
+    """
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise WeightsCorrupt(
+            seen=f"{path.name} is not a checkpoint of plain tensors: {str(error).splitlines()[0]}",
+            hint="Install the model again; a file that wants to run code is never opened.",
+        ) from error

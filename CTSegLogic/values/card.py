@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from CTSegLogic.values.errors import CardInvalid
+from CTSegLogic.values.errors import CardInvalid, PromptUnknown
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.structures import Structure, Vocabulary, structure_from_row, suggest, vocabulary
 
@@ -143,6 +143,10 @@ class Card:
         encoder: which file holds the part that all heads share, or "" when there is none.
         network: the system's own architecture numbers.
         structures: definitions the shipped vocabulary lacks, as rows of text.
+        labels: the publisher's number of each structure.
+        groups: what stands for several of the model's structures, and for which.
+        trained_on: what each structure was learned from, for people to read.
+        everything: the set that is meant when everything is asked for; "" means all organs.
         data, limits, cite: credit, known limits and citations, one sentence each.
     """
 
@@ -159,6 +163,10 @@ class Card:
     encoder: str = ""
     network: Mapping[str, Any] = field(default_factory=dict)
     structures: tuple[Mapping[str, str], ...] = ()
+    labels: Mapping[str, int] = field(default_factory=dict)
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    trained_on: Mapping[str, str] = field(default_factory=dict)
+    everything: str = ""
     data: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     cite: tuple[str, ...] = ()
@@ -186,6 +194,34 @@ class Card:
             seen=f"The model {self.name} has no head {name!r}.",
             hint=suggest(name, [h.name for h in self.heads]),
         )
+
+    def numbered(self, numbers: Iterable[int]) -> tuple[str, ...]:
+        """The keys of the publisher's label numbers.
+
+        Raises:
+            PromptUnknown: the model has no such number, or finds nothing under it.
+        """
+        known = {number: key for key, number in self.labels.items()}
+        findable = set(self.keys) | set(self.groups)
+        keys = []
+        for number in numbers:
+            if known.get(number) not in findable:
+                what = known.get(number, "the background" if number == 0 else "no structure")
+                near = sorted((n for n, k in known.items() if k in findable), key=lambda n: abs(n - number))
+                raise PromptUnknown(
+                    seen=f"Label {number} of {self.name} is {what}, which it does not find.",
+                    hint=f"Nearest: {', '.join(f'{n} {known[n]}' for n in near[:5])}."
+                    if near
+                    else "Name structures instead of numbers.",
+                )
+            keys.append(known[number])
+        return tuple(dict.fromkeys(keys))
+
+    def spread(self, keys: Iterable[str]) -> tuple[str, ...]:
+        """The keys with the card's groups replaced by their members, each once."""
+        mine = set(self.keys)
+        parts = (self.groups[k] if k in self.groups and k not in mine else (k,) for k in keys)
+        return tuple(dict.fromkeys(key for part in parts for key in part))
 
     def named(self, keys: tuple[str, ...]) -> tuple[Structure, ...]:
         """The structures of those keys."""
@@ -282,6 +318,9 @@ def _rules(card: Card) -> Iterator[tuple[bool, str]]:
     lost = bool(card.encoder) and card.encoder not in card.files
     yield lost, f"encoder names the file {card.encoder!r} that it does not list"
     yield from _prepare_rules(card.prepare)
+    findable = set(card.keys)
+    for group, members in card.groups.items():
+        yield not set(members) <= findable, f"the group {group!r} holds what no head finds"
     for head in card.heads:
         for broken, seen in _head_rules(head, card, names):
             yield broken, f"head {head.name!r} {seen}"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.errors import PromptUnknown
 from CTSegLogic.values.language import Understanding, understand
 from CTSegLogic.values.structures import OUTLINE, Structure, structure_sets, suggest
+
+CLICKED = Structure(key="clicked_object", name="clicked object")
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,19 @@ Prompt = Text | Classes | Points | Everything
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """What a system receives: heads with the structures wanted of each; no strings left to interpret."""
+    """What a system receives: heads with the structures wanted of each; no strings left to interpret.
+
+    Attributes:
+        heads: and the structures wanted of each.
+        points_ras: clicks, when there are any.
+        phrase: the prompt in words.
+        before: a mask (k, j, i) on the scan's grid that clicks correct, or None.
+    """
 
     heads: tuple[tuple[Head, tuple[Structure, ...]], ...]
     points_ras: Points | None = None
     phrase: str = ""
+    before: NDArray[np.bool_] | None = field(default=None, compare=False)
 
     @property
     def structures(self) -> tuple[Structure, ...]:
@@ -91,8 +104,15 @@ def _clicked(prompt: Points, card: Card) -> Ask:
         raise PromptUnknown(
             seen="There is no click inside the structure.", hint="Place at least one positive point."
         )
-    keys = (prompt.key,) if prompt.key else card.keys[:1]
-    known = _known(keys, [card])
+    if prompt.key is None:
+        return Ask(heads=((card.heads[0], (CLICKED,)),), phrase=describe(prompt), points_ras=prompt)
+    known = _known((prompt.key,), [card])
+    foreign = [key for key in known if key not in card.keys]
+    if foreign:
+        raise PromptUnknown(
+            seen=f"The model {card.name} does not know {foreign[0]}.",
+            hint="Leave the structure out: the clicks then mean a new object.",
+        )
     return replace(ask_for(known, card, prompt), points_ras=prompt)
 
 
@@ -115,12 +135,22 @@ def wanted_keys(prompt: Prompt, cards: Sequence[Card]) -> tuple[str, ...]:
     """
     served = tuple(dict.fromkeys(key for card in cards for key in card.keys))
     if isinstance(prompt, Classes):
-        return _known(prompt.keys, cards)
+        return _spread(_known(prompt.keys, cards), served, cards)
     if isinstance(prompt, Everything):
-        return _of_set(prompt.set, served, cards)
+        usual = cards[0].everything if len(cards) == 1 and prompt.set is None else ""
+        return _of_set(prompt.set or usual or None, served, cards)
     if isinstance(prompt, Text):
-        return _of_text(prompt.phrase, served, cards)
+        return _spread(_of_text(prompt.phrase, served, cards), served, cards)
     return (prompt.key,) if prompt.key else ()
+
+
+def _spread(keys: tuple[str, ...], served: tuple[str, ...], cards: Sequence[Card]) -> tuple[str, ...]:
+    """Groups that no model finds as such, replaced by their members in the first model that knows them."""
+    spread: list[str] = []
+    for key in keys:
+        able = [card for card in cards if key in card.groups] if key not in served else []
+        spread += able[0].spread((key,)) if able else [key]
+    return tuple(dict.fromkeys(spread))
 
 
 def describe(prompt: Prompt) -> str:

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from CTSegLogic.values.errors import Cancelled
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.prompt import Everything, Prompt
@@ -62,9 +65,11 @@ class Request:
         quality: fast (overlap 0.25, labels moved to the scan), balanced (the card's overlap, smooth borders)
             or best (balanced, and the mean with the mirrored scan where the model allows it).
         roi: only this part of the scan is looked at; None looks at all of it.
+        before: a mask (k, j, i) on the scan's grid that the clicks of `Points` correct, or None.
     """
 
     prompt: Prompt = field(default_factory=Everything)
     card: str | None = None
     quality: Quality = "balanced"
     roi: Grid | None = None
+    before: NDArray[np.bool_] | None = field(default=None, compare=False)

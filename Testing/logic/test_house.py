@@ -83,7 +83,8 @@ def test_arrows_point_down(path):
             continue
         assert target in MAY_IMPORT[layer], f"{path.name} ({layer}) imports {name}"
         if layer == "systems" and target == "systems":
-            assert name in ("CTSegLogic.systems", "CTSegLogic.systems.tensors"), (
+            own = ".".join(module_of(path).split(".")[:3])
+            assert name in ("CTSegLogic.systems", "CTSegLogic.systems.tensors") or name.startswith(own), (
                 f"{path.name} imports another system"
             )
 
@@ -202,7 +203,7 @@ FORBIDDEN = {
     r"\bprint\(": "print outside the command line",
     r"load_state_dict\([^)]*strict=False": "a load that does not check",
     r"weights_only=False": "a load that runs code",
-    r"\bpickle\b(?! is| file|s )": "pickle",
+    r"\bpickle\b(?! is| file|s | import UnpicklingError)": "pickle",
     r"except:\s*$": "a bare except",
     r"except Exception": "an except that hides everything",
     r"\bexec\(|\beval\((?!\))": "code from data",

@@ -184,7 +184,9 @@ def test_what_is_not_installed_says_how(an_empty_home):
 
 
 def test_shipped_models_are_ready_and_stay(an_empty_home):
-    for card in weights.cards().values():
+    shipped = {c for c, card in weights.cards().items() if "https" not in str(card.files)}
+    assert "body" in shipped
+    for card in (weights.cards()[name] for name in shipped):
         assert installed(card)
         ensure(card)
         with pytest.raises(OutputRefused, match="part of the program"):

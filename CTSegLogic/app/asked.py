@@ -1,0 +1,60 @@
+"""What a command line asks for: its options turned into a prompt, a region and a mask."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from CTSegLogic.files.images import read_labels
+from CTSegLogic.files.points import read_points
+from CTSegLogic.files.weights import find_card
+from CTSegLogic.values.errors import ImageInvalid, PromptUnknown
+from CTSegLogic.values.grid import Box, Grid
+from CTSegLogic.values.move import move
+from CTSegLogic.values.prompt import Classes, Everything, Prompt, Text
+
+
+def prompt_of(options: argparse.Namespace) -> Prompt:
+    """The prompt: points, text, numbers, structures or everything."""
+    if options.text is not None:
+        return Text(options.text)
+    if options.structures is not None:
+        return Classes(tuple(key.strip() for key in options.structures.split(",") if key.strip()))
+    if options.points is not None:
+        return read_points(options.points)
+    if options.labels is not None:
+        return Classes(_numbered(options.labels, options.model))
+    return Everything(options.everything or None)
+
+
+def region(path: Path) -> Grid:
+    """The box around what a label file marks."""
+    labels, grid = read_labels(path)
+    box = Box.around(labels)
+    if box is None:
+        raise ImageInvalid(seen=f"The region {path.name} is empty.", hint="Draw it, or leave --roi out.")
+    return grid.cropped(box)
+
+
+def mask_on(path: Path, grid: Grid) -> NDArray[np.bool_]:
+    """What a label file marks, as a mask on the scan's grid."""
+    labels, own = read_labels(path)
+    return np.asarray(move((labels != 0).astype(np.uint8), own, grid, order=0), bool)
+
+
+def _numbered(text: str, model: str | None) -> tuple[str, ...]:
+    """The keys of a publisher's label numbers, written "3,5"."""
+    if model is None:
+        raise PromptUnknown(
+            seen="Label numbers mean nothing without their model.", hint="Add --model, such as --model ctmr."
+        )
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise PromptUnknown(
+            seen=f"--labels {text} is not a list of numbers.", hint="Write them as 3,5,14."
+        ) from error
+    return find_card(model).numbered(numbers)

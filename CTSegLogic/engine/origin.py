@@ -1,0 +1,61 @@
+"""How a result came about: seconds per stage, weights, options; goes into every file written from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+
+from CTSegLogic.engine.device import MemoryPlan
+from CTSegLogic.values.card import Card
+from CTSegLogic.values.prediction import Origin
+from CTSegLogic.values.prompt import Ask
+from CTSegLogic.values.run import Run
+
+
+class Stages:
+    """Seconds per stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def mark(self, stage: str) -> None:
+        """The time since the last mark belongs to `stage`."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+
+def origin_of(
+    card: Card,
+    sums: Mapping[str, str],
+    ask: Ask,
+    run: Run,
+    device: torch.device,
+    stages: Stages,
+    plan: MemoryPlan,
+    warnings: tuple[str, ...] = (),
+) -> Origin:
+    """The origin of a system's result.
+
+    Args:
+        card: the model; sums: SHA-256 of each of its files that was used.
+        ask, run, device: what was asked, and how it ran.
+        stages: seconds; plan: memory and tiles.
+        warnings: about the scan or the run, one sentence each.
+    """
+    return Origin(
+        cards=({"name": card.name, "version": card.version, **{f"sha256:{n}": s for n, s in sums.items()}},),
+        prompt=ask.phrase,
+        options={
+            "quality": run.quality,
+            "device": str(device),
+            "precision": run.precision,
+            "overlap": str(plan.tiling.overlap),
+            "memory": str(plan),
+        },
+        seconds=stages.seconds,
+        warnings=warnings,
+    )
