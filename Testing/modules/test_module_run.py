@@ -88,6 +88,21 @@ def test_apply_becomes_cancel_and_cancel_keeps_the_worker(ready, controls):
     assert len(controls.loads()) == 1
 
 
+def test_a_result_that_comes_while_the_user_is_elsewhere_is_not_lost(ready, app, controls):
+    controls.set("hold")
+    ready.click("applyButton")
+    ready.wait_running()
+    app.moduleManager().leave()
+    controls.unset("hold")
+    ready.wait_idle()
+    (node,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    app.moduleManager().enter("CTSeg")
+    assert ready.node is node
+    assert [row[1] for row in ready.rows()] == ["liver"]
+    ready.apply()
+    assert slicer.util.getNodesByClass("vtkMRMLSegmentationNode") == [node]
+
+
 def test_a_worker_that_does_not_listen_is_ended_and_the_panel_goes_on(ready, controls):
     controls.set("hold")
     controls.set("deaf")

@@ -23,7 +23,6 @@ from CTSegLib.results import ResultTable
 from CTSegLib.runner import Order, Runner, showIn3D
 from CTSegLib.shelf import Shelf, describe
 from CTSegLib.templatebar import TemplateBar
-from CTSegLib.templates import Template
 from CTSegLogic import (
     Classes,
     CTSegError,
@@ -64,12 +63,13 @@ class Panel:
         self.picker = Picker(ui.structureTree, ui.searchBox, self.onTicked)
         self.table = ResultTable(ui.resultTable)
         self.shelf = Shelf(ui, self.log, self.refresh)
-        self.templates = TemplateBar(ui, self)
+        self.templates = TemplateBar(ui, parameters, self.fail)
         self.card: Any = None
         self.channels: list[Any] = []
         self._began, self._updating = 0.0, False
         self._errors: list[tuple[str, CTSegError]] = []
         self._shown: tuple[Any, Prediction] | None = None
+        self._late: Any = None
         self._volume = ""  # its ID: a node held here would keep its voxels after it was removed
         self._connect()
 
@@ -99,7 +99,7 @@ class Panel:
         """The scene goes away: nothing is written any more, the table is emptied."""
         self.runner.abandon()
         self.table.clear()
-        self._shown, self._volume = None, ""
+        self._shown, self._late, self._volume = None, None, ""
         self._idle()
 
     def log(self, line: str) -> None:
@@ -108,6 +108,7 @@ class Panel:
 
     def refresh(self) -> None:
         """Reads models, templates and packages anew, then shows the parameters."""
+        self._takeLate()
         self._updating = True
         box, chosen = self.ui.modelBox, self.parameters().model if self.parameters() else ""
         box.clear()
@@ -293,8 +294,16 @@ class Panel:
         self.ui.resultButton.collapsed = False
         for warning in prediction.origin.warnings:
             self.log(f"{volume.GetName()}: {warning}")
-        if self.parameters() is not None and self.runner.single:
-            self.parameters().segmentation = node
+        if self.runner.single:
+            self._late = node
+            self._takeLate()
+
+    def _takeLate(self) -> None:
+        """The result becomes the chosen segmentation; one that came while the user was elsewhere, now."""
+        if self._late is not None and self.parameters() is not None:
+            if self._late.GetScene() is not None:
+                self.parameters().segmentation = self._late
+            self._late = None
 
     def onError(self, name: str, error: CTSegError) -> None:
         """A step failed; the rest goes on."""
@@ -379,15 +388,3 @@ class Panel:
         except CTSegError as error:
             self.fail(error)
         self.ui.packageLabel.text = install.status()
-
-    def template(self, name: str) -> Template:
-        """What is chosen, under a name."""
-        node = self.parameters()
-        return Template(name, tuple(node.ticks), node.phrase, node.model, node.quality)
-
-    def take(self, template: Template) -> None:
-        """Puts a template's choices into the parameters."""
-        node = self.parameters()
-        if node is not None:
-            node.model, node.phrase, node.ticks = template.model, template.phrase, list(template.ticks)
-            node.quality = template.quality

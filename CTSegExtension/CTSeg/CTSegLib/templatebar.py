@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ from CTSegLogic import CTSegError
 
 
 class TemplateBar:
-    """Binds the template widgets; `panel` gives and takes templates and says errors."""
+    """Binds the template widgets to the parameters.
 
-    def __init__(self, ui: Any, panel: Any):
-        self.ui, self.panel = ui, panel
+    Args:
+        ui: the panel's widgets; parameters: gives the parameter node or None; fail: takes an error.
+    """
+
+    def __init__(self, ui: Any, parameters: Callable[[], Any], fail: Callable[[CTSegError], None]):
+        self.ui, self.parameters, self.fail = ui, parameters, fail
         ui.templateBox.connect("activated(int)", self.onChosen)
         ui.templateSaveButton.connect("clicked()", self.onSave)
         ui.templateFileButton.connect("clicked()", self.onFromFile)
@@ -36,13 +41,13 @@ class TemplateBar:
         path = templates.saved().get(self.ui.templateBox.itemText(index))
         self.ui.templateShareButton.enabled = path is not None
         if path is not None:
-            self.panel.take(templates.read(path))
+            self.take(templates.read(path))
 
     def onSave(self) -> None:
         """Keeps what is chosen under a name."""
         name = qt.QInputDialog.getText(None, _("Template"), _("Name:"))
         if name:
-            templates.write(self.panel.template(name))
+            templates.write(self.chosen(name))
             self.refresh(name)
 
     def onFromFile(self) -> None:
@@ -53,14 +58,26 @@ class TemplateBar:
         try:
             template = templates.read(Path(path))
         except CTSegError as error:
-            self.panel.fail(error)
+            self.fail(error)
             return
         templates.write(template)
         self.refresh(template.name)
-        self.panel.take(template)
+        self.take(template)
 
     def onToFile(self) -> None:
         """Writes the chosen template to a file to share."""
         path = qt.QFileDialog.getSaveFileName(None, _("Template"), "", "*.json")
         if path:
             templates.write(templates.read(templates.saved()[self.ui.templateBox.currentText]), Path(path))
+
+    def chosen(self, name: str) -> templates.Template:
+        """What is chosen, under a name."""
+        node = self.parameters()
+        return templates.Template(name, tuple(node.ticks), node.phrase, node.model, node.quality)
+
+    def take(self, template: templates.Template) -> None:
+        """Puts a template's choices into the parameters."""
+        node = self.parameters()
+        if node is not None:
+            node.model, node.phrase, node.ticks = template.model, template.phrase, list(template.ticks)
+            node.quality = template.quality
