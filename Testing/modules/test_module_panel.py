@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 
+import dicom_phantoms
 import numpy as np
+import pydicom
 import pytest
 
-from CTSegLogic import Points
+from CTSegLogic import Points, move, read_image
+from CTSegLogic.files.segfile import read_segmentation
 from modules.fake_system import mask_of_clicks, masks_of
 from modules.needs import slicer
 from modules.panel_driver import GRID, a_volume, names_of, voxels
@@ -234,6 +237,44 @@ def test_dicom_export_says_what_it_needs(ready, app, tmp_path):
     app.nextFileName = str(tmp_path / "out.seg.dcm")
     ready.click("saveDicomButton")
     assert "CT was not loaded from DICOM" in ready.status
+
+
+class Database:
+    """The part of Slicer's DICOM database that the panel asks."""
+
+    def __init__(self, files):
+        self.files = {str(pydicom.dcmread(f, stop_before_pixels=True).SOPInstanceUID): f for f in files}
+
+    def fileForInstance(self, uid):
+        """Where an instance lies."""
+        return str(self.files.get(uid, ""))
+
+
+@pytest.mark.parametrize("ending", [".seg.dcm", ".rt.dcm"])
+def test_results_are_saved_as_dicom_of_the_volumes_own_series(panel, app, tmp_path, monkeypatch, ending):
+    panel.expected_dialogs = {"file"}
+    hu = dicom_phantoms.ball((0.0, 0.0, 56.0), 10.0, inside=120.0)
+    (tmp_path / "series").mkdir()
+    database = Database(dicom_phantoms.Scan(hu=hu).write(tmp_path / "series"))
+    monkeypatch.setattr(slicer, "dicomDatabase", database, raising=False)
+    scan = read_image(tmp_path / "series")
+    turned = scan.on(scan.grid.oriented("SAR"))  # Slicer may count rows and columns the other way
+    volume = a_volume(grid=turned.grid, array=np.ascontiguousarray(turned.array[0]))
+    volume.SetAttribute("DICOM.instanceUIDs", " ".join(database.files))
+    panel.choose("inputSelector", volume.GetName())
+    panel.choose_model("fake")
+    panel.tick("liver")
+    panel.apply()
+    app.nextFileName = str(tmp_path / f"out{ending}")
+    panel.click("saveDicomButton")
+    assert panel.status.startswith("Written")
+    stored = pydicom.dcmread(tmp_path / f"out{ending}")
+    first = pydicom.dcmread(next(iter(database.files.values())))
+    assert stored.FrameOfReferenceUID == first.FrameOfReferenceUID
+    again = read_segmentation(tmp_path / f"out{ending}", grid=scan.grid)
+    written = move(again.mask("liver").view(np.uint8), again.grid, turned.grid, order=0) > 0
+    expected = voxels(panel.node, "liver", volume)
+    assert 2 * (written & expected).sum() / (written.sum() + expected.sum()) > 0.98
 
 
 @pytest.fixture
