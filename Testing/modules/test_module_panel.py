@@ -429,3 +429,29 @@ def test_clicks_placed_as_markups_are_the_prompt_of_models_that_take_points(read
     points = Points(positive_ras=((-20.0, 0.0, 0.0),), negative_ras=((-14.0, 3.0, 0.0),))
     found = voxels(ready.node, "liver", slicer.util.getNode("CT"))
     assert np.array_equal(found, mask_of_clicks(points, GRID))
+
+
+def test_restricted_weights_are_installed_offline_after_the_licence_and_removed(ready, app, tmp_path):
+    ready.expected_dialogs = {"confirm", "file"}
+    ready.choose_model("vista3d")
+    assert ready.ui.applyButton.toolTip == "Install the model first"
+    assert "non-commercial use only" in ready.ui.modelInfoLabel.text
+    ready.click("installButton")  # the licence is shown; no answer was given: nothing happens
+    assert ready.panel.shelf.command is None
+    table = ready.ui.modelTable
+    (row,) = (r for r in range(table.rowCount) if table.item(r, 0).text() == "vista3d")
+    table.selectRow(row)
+    (tmp_path / "weights.pt").write_bytes(b"weights that nobody here has seen")
+    app.nextFileName = str(tmp_path / "weights.pt")
+    app.answers.append(True)
+    ready.open_section("modelsButton")
+    ready.click("installFromButton")
+    ready.wait(lambda: not ready.panel.shelf.command.running, "the installation")
+    app.processEvents()
+    assert "not known before: recorded" in ready.log
+    assert table.item(row, 3).text() == "ready"
+    table.selectRow(row)
+    ready.click("removeButton")
+    assert table.item(row, 3).text() == "not installed"
+    assert [d.kind for d in app.dialogs] == ["confirm", "file", "confirm"]
+    assert not ready.ui.applyButton.enabled

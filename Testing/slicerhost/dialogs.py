@@ -136,7 +136,10 @@ def _show_dialog(original: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def _static_message(kind: str) -> Callable[..., Any]:
-    def shown(parent: Any, title: str, text: str, buttons: Any = QtWidgets.QMessageBox.Ok, *_: Any) -> Any:
+    box = QtWidgets.QMessageBox
+    usual = box.Yes | box.No if kind == "confirm" else box.Ok  # Qt's own defaults
+
+    def shown(parent: Any, title: str, text: str, buttons: Any = usual, *_: Any) -> Any:
         agreed = book.ask(Dialog(kind=kind, text=text, title=title))
         return _chosen(buttons, agreed)
 

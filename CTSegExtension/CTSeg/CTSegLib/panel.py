@@ -136,6 +136,7 @@ class Panel:
         for name in ("positiveSelector", "positiveLabel", "negativeSelector", "negativeLabel"):
             getattr(self.ui, name).visible = self.card.points
         self._fit()
+        self.shelf.updateState()
         self.onParametersModified()
 
     def _fit(self) -> None:
