@@ -82,7 +82,8 @@ def explain(options: argparse.Namespace, run: Run) -> int:
     card = find_card(options.model) if options.model else None
     meant = understand(phrase, card.vocabulary if card else None, within=card.keys if card else None)
     serving = {
-        c.name: [k for k in meant.wanted if k in c.keys] for c in ([card] if card else cards().values())
+        c.name: [k for k in c.spread(meant.wanted) if k in c.keys]
+        for c in ([card] if card else cards().values())
     }
     serving = {name: keys for name, keys in serving.items() if keys}
     if options.json:

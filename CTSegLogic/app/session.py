@@ -142,7 +142,7 @@ def _shared(ready: Sequence[Card], request: Request, others: Sequence[Card] = ()
         if mine:
             plan.append((card, ask_for(mine, card, request.prompt)))
     if left:
-        able = [card.name for card in others if set(left) & set(card.keys)]
+        able = [card.name for card in others if set(card.spread(left)) & set(card.keys)]
         served = ", ".join(dict.fromkeys(key for card in ready for key in card.keys))
         raise PromptUnknown(
             seen=f"No installed model finds {', '.join(left)}.",

@@ -266,6 +266,16 @@ def test_everything_means_the_published_set():
     assert resolve(Everything(), card).structures == resolve(Everything("CT_BODY"), card).structures
 
 
+def test_a_phrase_names_the_models_that_could_be_installed(capsys):
+    from CTSegLogic.app.cli import main
+
+    assert main(["explain", "both kidneys"]) == 0
+    assert "model vista3d finds: kidney_left, kidney_right" in capsys.readouterr().out
+    with pytest.raises(PromptUnknown) as refused:
+        Session(CPU).plan(Request(prompt=Text("both kidneys")))
+    assert refused.value.hint == "Install ctmr or vista3d."
+
+
 def test_groups_stand_for_their_members_unless_a_model_was_tuned_on_them():
     card = cards()["ctmr"]
     asked = {s.key for s in resolve(Classes(("kidney", "lung")), card).structures}

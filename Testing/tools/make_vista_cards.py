@@ -31,7 +31,9 @@ CT_WINDOW = (-963.8247715525971, 1053.678477684517)
 RESEARCH = "Research use only, not a medical device."
 
 
-def heads_of(entries: list[dict[str, Any]]) -> tuple[tuple[Head, ...], dict[str, int], dict[str, str]]:
+def heads_of(
+    entries: list[dict[str, Any]], modality: tuple[str, ...]
+) -> tuple[tuple[Head, ...], dict[str, int], dict[str, str]]:
     """Heads, label numbers and training data of accepted classes."""
     keys, words = foreign_labels("vista3d"), vocabulary()
     together = {key for name in ("CT_BODY", "MRI_BODY", "MRI_BRAIN") for key in structure_sets()[name]}
@@ -43,7 +45,9 @@ def heads_of(entries: list[dict[str, Any]]) -> tuple[tuple[Head, ...], dict[str,
         parts["overlapping" if own_layer else "anatomy"].append(key)
         labels[key] = entry["index"]
         counts = {"CT": entry["n_ct_datasets"], "MR": entry["n_mri_datasets"]}
-        learned[key] = ", ".join(f"{kind} ({n} data sets)" for kind, n in counts.items() if n)
+        learned[key] = ", ".join(
+            f"{kind} ({n} data sets)" for kind, n in counts.items() if n and kind in modality
+        )
     heads = tuple(
         Head(name=name, structures=tuple(part), file="model", activation="sigmoid")
         for name, part in parts.items()
@@ -55,7 +59,7 @@ def heads_of(entries: list[dict[str, Any]]) -> tuple[tuple[Head, ...], dict[str,
 def card_of(table: dict[str, Any], name: str, entries: list[dict[str, Any]], **more: Any) -> Card:
     """One of the two cards."""
     keys = foreign_labels("vista3d")
-    heads, labels, learned = heads_of(entries)
+    heads, labels, learned = heads_of(entries, more["modality"])
     findable = set(labels)
     groups = {}
     for parent, children in table["subclass"].items():
