@@ -39,8 +39,12 @@ def test_an_original_at_native_resolution_gets_a_result_at_native_resolution(tmp
     assert found.grid.matches(scan.grid, tol_mm=0.01)
     truth, grid = read_labels(data_dir / "originals" / "STS_024_CT_mask.nii.gz")
     assert grid.matches(scan.grid, tol_mm=0.05)
-    # This patient was trained on: the figure proves geometry, not quality.
-    assert agreement(found.mask("gtv_mass"), truth > 0, scan.grid.spacing).dice > 0.5
+    # This patient was trained on, so what is found lies in the tumour if the geometry is right: a flip or a
+    # shift would put it elsewhere. How much of it is found is a matter of the model, not of geometry.
+    mask = found.mask("gtv_mass")
+    assert (mask & (truth > 0)).sum() > 0.6 * mask.sum() > 0
+    centres = [scan.grid.world(np.argwhere(m).mean(0)) for m in (mask, truth > 0)]
+    assert np.linalg.norm(centres[0] - centres[1]) < 20.0  # mm
     capsys.readouterr()
 
 

@@ -82,7 +82,8 @@ def test_a_set_ticks_what_the_model_finds_of_it(ready):
     import qt
     from slicerhost.support import click_item
 
-    branch = ready.ui.structureTree.topLevelItem(0)
+    tree = ready.ui.structureTree
+    branch = tree.topLevelItem(tree.topLevelItemCount - 1)
     assert branch.text(0) == "Sets"
     leaves = [branch.child(n) for n in range(branch.childCount())]
     (flare,) = (leaf for leaf in leaves if leaf.text(0).startswith("CT_BODY"))

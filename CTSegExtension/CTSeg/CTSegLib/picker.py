@@ -44,7 +44,6 @@ class Picker:
         ticked, self._filling = set(self.ticked()), True
         self.tree.clear()
         self._leaves, self._structures = {}, {s.key: s for s in structures}
-        self._fillSets()
         regions: dict[str, Any] = {}
         for structure in self._structures.values():
             region = structure.region or _("other")
@@ -59,6 +58,7 @@ class Picker:
                 tip = _("The volume is {volume}; this structure is sought on {images} only.")
                 leaf.setToolTip(1, tip.format(volume=modality, images=" ".join(structure.modality)))
             self._leaves[structure.key] = leaf
+        self._fillSets()
         self._filling = False
         self.setTicked(ticked)
         self.tree.expandAll()
@@ -75,7 +75,9 @@ class Picker:
         branch = qt.QTreeWidgetItem(self.tree.invisibleRootItem())
         branch.setText(0, _("Sets"))
         for name, keys in shown.items():
-            self._sets[name] = self._item(branch, f"{name} ({len(keys)})")
+            text = _("{name} ({found} of {all})")
+            whole = len(vocabulary().sets[name])
+            self._sets[name] = self._item(branch, text.format(name=name, found=len(keys), all=whole))
             self._sets[name].setToolTip(0, ", ".join(self._structures[key].name for key in keys))
 
     def _members(self, name: str) -> list[str]:
