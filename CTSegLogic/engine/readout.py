@@ -13,6 +13,7 @@ computed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,8 +25,10 @@ from torch import Tensor
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.move import axis_taps, route
 
-_CLASSES = 32  # classes per chunk of the running best
-_VOXELS = 1 << 16  # voxels per chunk: logits of one chunk stay in the cache
+_CLASSES = 160  # classes per chunk of the running best
+_VOXELS = 1 << 13  # voxels per chunk: logits of one chunk stay in the cache
+_GATHER = 1 << 16  # scan voxels interpolated at a time
+_FEW = 8  # classes up to which blocks gain nothing
 _SAMPLE = 1 << 16  # voxels per slab whose probability is worked out for the confidence
 
 
@@ -105,7 +108,7 @@ class Readout:
                 code = ((logits > 0).long() << bits[:, None]).sum(0)
                 codes = code if codes is None else codes + code
                 continue
-            top, at = logits.max(0)
+            top, at = _best(logits)
             if best is None or codes is None:
                 best, codes = top, at
                 continue
@@ -203,8 +206,8 @@ class _Smooth:
         """Codes of some scan voxels of a plane (flat indices), from channels interpolated at each."""
         width = len(self.i.index)
         codes = []
-        for start in range(0, mixed.size, _VOXELS):
-            j, i = np.divmod(mixed[start : start + _VOXELS], width)
+        for start in range(0, mixed.size, _GATHER):
+            j, i = np.divmod(mixed[start : start + _GATHER], width)
             total: Tensor | None = None
             for channels, wk in planes:
                 flat = channels.reshape(channels.shape[0], -1)
@@ -224,6 +227,24 @@ def _cells(plane: NDArray[Any], j: NDArray[np.intp], i: NDArray[np.intp], pick: 
     """For each scan voxel the `pick` (minimum or maximum) over the model voxels around it."""
     rows = pick.reduce([plane[j[:, t]] for t in range(j.shape[1])])
     return np.asarray(pick.reduce([rows[:, i[:, t]] for t in range(i.shape[1])]))
+
+
+def _best(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of the classes (C, V) at each voxel and the first class that has it.
+
+    A processor finds maxima twenty times faster without their places, so places are sought only in the block
+    of classes that holds the maximum.
+    """
+    count = len(logits)
+    if logits.device.type != "cpu" or count <= _FEW:
+        best = logits.max(0)
+        return best.values, best.indices
+    size = math.isqrt(count)
+    blocks = torch.stack([part.amax(0) for part in logits.split(size)]).max(0)
+    first = blocks.indices * size
+    inside = torch.arange(size, device=logits.device)[:, None]
+    near = logits.gather(0, (first + inside).clamp_(max=count - 1))
+    return blocks.values, first + near.max(0).indices
 
 
 def _sums(index: Tensor, values: Tensor, length: int) -> NDArray[np.float64]:
