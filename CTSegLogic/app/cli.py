@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from CTSegLogic.app import commands
+from CTSegLogic.app import commands, segmenting, teaching
 from CTSegLogic.values.errors import Cancelled, CTSegError
 from CTSegLogic.values.run import Run
 
@@ -152,7 +152,7 @@ def _segment(sub: Any) -> None:
     p.add_argument("--overwrite", action="store_true", help="replace files that exist")
     p.add_argument("--json", action="store_true", help="the report on stdout instead of the table")
     _asked(p)
-    p.set_defaults(run=commands.segment)
+    p.set_defaults(run=segmenting.segment)
 
 
 def _demo(sub: Any) -> None:
@@ -163,7 +163,7 @@ def _demo(sub: Any) -> None:
     )
     p.add_argument("--overwrite", action="store_true", help="replace files that exist")
     _asked(p)
-    p.set_defaults(run=commands.demo)
+    p.set_defaults(run=segmenting.demo)
 
 
 def _evaluate(sub: Any) -> None:
@@ -183,7 +183,7 @@ def _evaluate(sub: Any) -> None:
     p.add_argument("--overwrite", action="store_true", help="replace files that exist")
     p.add_argument("--quality", choices=("fast", "balanced", "best"), default="balanced")
     _runtime(p)
-    p.set_defaults(run=commands.evaluate)
+    p.set_defaults(run=teaching.evaluate)
 
 
 def _train(sub: Any) -> None:
@@ -198,7 +198,7 @@ def _train(sub: Any) -> None:
     p.add_argument("--resume", action="store_true", help="go on after the last whole epoch")
     p.add_argument("--publish", action="store_true", help="make the result a model known by name")
     _runtime(p)
-    p.set_defaults(run=commands.train)
+    p.set_defaults(run=teaching.train)
 
 
 def _worker(sub: Any) -> None:

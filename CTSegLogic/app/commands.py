@@ -1,33 +1,21 @@
-"""What each command of `ctseg` does; parsing and error lines are in cli.py."""
+"""The commands about models and words, and the worker; parsing and error lines are in cli.py."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from CTSegLogic.app.asked import mask_on, prompt_of, region
-from CTSegLogic.files.images import read_image, stem
-from CTSegLogic.files.segfile import outputs_of, write_segmentation
-from CTSegLogic.files.weights import accepted, cards, find_card, installed, publish
+from CTSegLogic.app.outputs import say
+from CTSegLogic.files.weights import accepted, cards, find_card, installed
 from CTSegLogic.files.weights import install as install_files
 from CTSegLogic.files.weights import remove as remove_files
 from CTSegLogic.values.card import Card
-from CTSegLogic.values.errors import OutputRefused, PromptUnknown
 from CTSegLogic.values.language import understand
-from CTSegLogic.values.prediction import Prediction
-from CTSegLogic.values.resources import resource
-from CTSegLogic.values.run import Request, Run
-from CTSegLogic.values.structures import foreign_labels, structure_sets, vocabulary
-from CTSegLogic.values.volume import Volume
-
-STARTER = "starter"
-SAMPLE = ("Samples", "average-head-neck-ct.nii.gz")
+from CTSegLogic.values.run import Run
+from CTSegLogic.values.structures import structure_sets, vocabulary
 
 
 def version() -> str:
@@ -44,7 +32,7 @@ def list_(options: argparse.Namespace, run: Run) -> None:
     tables = {"models": _models, "structures": lambda: _structures(options.search), "sets": _sets}
     rows = tables[options.what]()
     if options.json:
-        _say(rows)
+        say(rows)
     else:
         _say_rows(rows)
 
@@ -87,7 +75,7 @@ def explain(options: argparse.Namespace, run: Run) -> int:
     }
     serving = {name: keys for name, keys in serving.items() if keys}
     if options.json:
-        _say({**meant.to_json(), "models": serving})
+        say({**meant.to_json(), "models": serving})
         return 0 if meant.clear else 2
     lines = []
     for match in meant.matches:
@@ -110,7 +98,7 @@ def doctor(options: argparse.Namespace, run: Run) -> int:
 
     table = examine(run)
     if options.json:
-        _say(table)
+        say(table)
     else:
         for part, entries in table.items():
             sys.stdout.write(f"{part}\n" + "".join(f"    {k}: {_plain(v)}\n" for k, v in entries.items()))
@@ -136,152 +124,11 @@ def remove(options: argparse.Namespace, run: Run) -> None:
     sys.stdout.write(f"{freed / 1e6:.1f} MB freed.\n")
 
 
-def segment(options: argparse.Namespace, run: Run) -> None:
-    """Segments one scan and writes what was asked for; nothing is written when anything fails before."""
-    looks = [p for p in (options.preview, options.report) if p is not None]
-    _refuse_trouble([*outputs_of(options.output), *looks], options.overwrite)
-    volume, prediction = _segmented(options, run)
-    written = write_segmentation(prediction, options.output, volume=volume, naming=options.naming)
-    for note in written.notes:
-        sys.stderr.write(f"Warning: {note}\n")
-    _write_looks(prediction, volume, options.preview, options.report)
-    _say_result(prediction, volume, options.json)
-
-
-def demo(options: argparse.Namespace, run: Run) -> None:
-    """Segments the shipped sample, or a scan given, and writes result, picture and report into one folder."""
-    options.images = options.images or [resource(*SAMPLE)]
-    asked = (options.text, options.structures, options.labels, options.points, options.everything)
-    if options.model is None and all(part is None for part in asked):
-        options.model = STARTER
-    folder: Path = options.output
-    files = [folder / f"{stem(options.images[0])}{e}" for e in (".seg.nrrd", ".png", ".json")]
-    folder.mkdir(parents=True, exist_ok=True)
-    _refuse_trouble(files, options.overwrite)
-    volume, prediction = _segmented(options, run)
-    write_segmentation(prediction, files[0])
-    _write_looks(prediction, volume, files[1], files[2])
-    _say_result(prediction, volume, False)
-    sys.stdout.write("Written: " + ", ".join(str(f) for f in files) + "\n")
-
-
-def evaluate(options: argparse.Namespace, run: Run) -> None:
-    """Prints how well files, or a model on a data set's test scans, agree with truth."""
-    from CTSegLogic.app.evaluate import as_text, evaluate_files, evaluate_model, summary, write_results
-    from CTSegLogic.app.session import Session
-
-    tables = [options.output / f"evaluation{e}" for e in (".csv", ".json")] if options.output else []
-    for folder in [options.output] if options.output else []:
-        folder.mkdir(parents=True, exist_ok=True)
-    _refuse_trouble([*tables, *([options.csv] if options.csv else [])], options.overwrite)
-    mapping = _mapping(options.mapping)
-    found = Path(options.found)
-    if found.exists() and not (found / "card.json").is_file():
-        numbers = {int(k): v for k, v in mapping.items()} if mapping else None
-        rows = list(evaluate_files(found, options.truth, numbers))
-    else:
-        card = find_card(options.found)
-        rows = list(
-            evaluate_model(
-                Session(run), options.found, options.truth, quality=options.quality, mapping=mapping
-            )
-        )
-        sys.stderr.write(f"{card.name} {card.version} on {options.truth.name}, quality {options.quality}\n")
-    write_results(rows, options.output, options.csv)
-    if options.json:
-        _say(summary(rows))
-    else:
-        sys.stdout.write(as_text(rows) + "\n")
-
-
-def train(options: argparse.Namespace, run: Run) -> None:
-    """Trains the head of a task file."""
-    from CTSegLogic.train.grow import grow
-
-    card = grow(options.task, options.output, run, data=options.data, resume=options.resume)
-    sys.stdout.write(
-        f"{card.name} {card.version}: heads {', '.join(h.name for h in card.heads)} in {options.output}\n"
-    )
-    if options.publish:
-        published = publish(options.output)
-        sys.stdout.write(f"Published as {published.name}.\n")
-
-
 def worker(options: argparse.Namespace, run: Run) -> int:
     """Serves the panel; see app/worker.py."""
     from CTSegLogic.app.worker import serve
 
     return serve(run, idle_s=options.idle)
-
-
-def _segmented(options: argparse.Namespace, run: Run) -> tuple[Volume, Prediction]:
-    from CTSegLogic.app.session import Session
-
-    session = Session(run)
-    request = Request(
-        prompt=prompt_of(options),
-        card=options.model,
-        quality=options.quality,
-        roi=region(options.roi) if options.roi else None,
-    )
-    plan = session.plan(request)
-    modality = options.modality or plan[0][0].modality[0]
-    channels = max(len(card.prepare.channels) for card, _ in plan)
-    volume = read_image(options.images, modality=modality, channels=channels, series=options.series)
-    if options.prior is not None:
-        request = replace(request, before=mask_on(options.prior, volume.grid))
-    return volume, session.segment(volume, request)
-
-
-def _write_looks(prediction: Prediction, volume: Volume, preview: Path | None, report: Path | None) -> None:
-    from CTSegLogic.app.report import write_preview, write_report
-
-    if preview is not None:
-        write_preview(prediction, volume, preview)
-    if report is not None:
-        write_report(prediction, volume, report)
-
-
-def _say_result(prediction: Prediction, volume: Volume, as_json: bool) -> None:
-    from CTSegLogic.app.report import as_table, as_text
-
-    if as_json:
-        _say(as_table(prediction, volume))
-    else:
-        sys.stdout.write(as_text(prediction, volume) + "\n")
-
-
-def _refuse_trouble(outputs: list[Path], overwrite: bool) -> None:
-    """Finds out before an hour of work that the result could not be written."""
-    if len(set(outputs)) < len(outputs):
-        raise OutputRefused(
-            seen="Two outputs have the same name (a .nii.gz writes its legend as .json beside it).",
-            hint="Give each its own name.",
-        )
-    for path in outputs:
-        if not path.parent.is_dir():
-            raise OutputRefused(
-                seen=f"The folder {path.parent} does not exist.",
-                hint="Create it first, or choose another output.",
-            )
-        if path.exists() and not overwrite:
-            raise OutputRefused(
-                seen=f"{path} exists already.", hint="Choose another name, or add --overwrite."
-            )
-
-
-def _mapping(text: str | None) -> Mapping[str, str] | None:
-    if text is None:
-        return None
-    if text.lstrip().startswith("{"):
-        try:
-            table = json.loads(text)
-        except ValueError as error:
-            raise PromptUnknown(
-                seen=f"--mapping is no JSON: {error}.", hint='Write {"1": "liver"} or a mapping\'s name.'
-            ) from error
-        return {str(k): str(v) for k, v in table.items()}
-    return foreign_labels(text)
 
 
 def _models() -> list[dict[str, Any]]:
@@ -334,10 +181,6 @@ def _sets() -> list[dict[str, Any]]:
     return [
         {"name": name, "count": len(keys), "keys": ", ".join(keys)} for name, keys in structure_sets().items()
     ]
-
-
-def _say(table: Any) -> None:
-    sys.stdout.write(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
 
 
 def _say_rows(rows: list[dict[str, Any]]) -> None:
