@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     _demo(sub)
     _evaluate(sub)
     _train(sub)
+    _prepare(sub)
     _worker(sub)
     for command in sub.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -180,6 +181,7 @@ def _evaluate(sub: Any) -> None:
         "--mapping", metavar="NAME_OR_JSON", help="label values to keys (default: from the data set)"
     )
     p.add_argument("--json", action="store_true", help="the summary for programs")
+    p.add_argument("--clicks", metavar="1,3,5", help="how good a model is after so many simulated clicks")
     p.add_argument("--overwrite", action="store_true", help="replace files that exist")
     p.add_argument("--quality", choices=("fast", "balanced", "best"), default="balanced")
     _runtime(p)
@@ -197,8 +199,19 @@ def _train(sub: Any) -> None:
     )
     p.add_argument("--resume", action="store_true", help="go on after the last whole epoch")
     p.add_argument("--publish", action="store_true", help="make the result a model known by name")
+    p.add_argument("--devices", type=int, default=1, metavar="N", help="processes that share each batch")
     _runtime(p)
     p.set_defaults(run=teaching.train)
+
+
+def _prepare(sub: Any) -> None:
+    p = sub.add_parser("prepare", help="write a data list with folds for a folder of labelled scans")
+    p.add_argument("dataset", metavar="DATASET_DIR", type=Path)
+    p.add_argument("-o", "--output", type=Path, required=True, metavar="LIST.json", help="the data list")
+    p.add_argument("--folds", type=int, default=5, metavar="N", help="fold 0 validates")
+    p.add_argument("--seed", type=int, default=0, help="of the shuffling")
+    p.add_argument("--overwrite", action="store_true", help="replace the file")
+    p.set_defaults(run=teaching.prepare)
 
 
 def _worker(sub: Any) -> None:

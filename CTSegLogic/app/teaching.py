@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from CTSegLogic.app.outputs import refuse_trouble, say
+from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.weights import find_card, publish
 from CTSegLogic.values.errors import PromptUnknown
 from CTSegLogic.values.run import Run
@@ -17,6 +18,7 @@ from CTSegLogic.values.structures import foreign_labels
 
 def evaluate(options: argparse.Namespace, run: Run) -> None:
     """Prints how well files, or a model on a data set's test scans, agree with truth."""
+    from CTSegLogic.app.clicks import evaluate_clicks
     from CTSegLogic.app.evaluate import as_text, evaluate_files, evaluate_model, summary, write_results
     from CTSegLogic.app.session import Session
 
@@ -31,9 +33,12 @@ def evaluate(options: argparse.Namespace, run: Run) -> None:
         rows = list(evaluate_files(found, options.truth, numbers))
     else:
         card = find_card(options.found)
+        session, counts = Session(run), _counts(options.clicks)
         rows = list(
-            evaluate_model(
-                Session(run), options.found, options.truth, quality=options.quality, mapping=mapping
+            evaluate_clicks(session, options.found, options.truth, counts, mapping=mapping)
+            if counts
+            else evaluate_model(
+                session, options.found, options.truth, quality=options.quality, mapping=mapping
             )
         )
         sys.stderr.write(f"{card.name} {card.version} on {options.truth.name}, quality {options.quality}\n")
@@ -45,16 +50,56 @@ def evaluate(options: argparse.Namespace, run: Run) -> None:
 
 
 def train(options: argparse.Namespace, run: Run) -> None:
-    """Trains the head of a task file."""
+    """Trains the head of a task file; several devices by starting this command anew under torchrun."""
     from CTSegLogic.train.grow import grow
+    from CTSegLogic.train.ranks import launched, started
 
-    card = grow(options.task, options.output, run, data=options.data, resume=options.resume)
+    if options.devices > 1 and not started():
+        launched(_arguments(options), options.devices)
+        card = find_card(str(options.output))
+    else:
+        card = grow(options.task, options.output, run, data=options.data, resume=options.resume)
+        if started():
+            return
     sys.stdout.write(
         f"{card.name} {card.version}: heads {', '.join(h.name for h in card.heads)} in {options.output}\n"
     )
     if options.publish:
         published = publish(options.output)
         sys.stdout.write(f"Published as {published.name}.\n")
+
+
+def prepare(options: argparse.Namespace, run: Run) -> None:
+    """Writes a data list with folds."""
+    del run
+    from CTSegLogic.train.datalist import datalist_of
+
+    refuse_trouble([options.output], options.overwrite)
+    table = datalist_of(options.dataset, options.folds, options.seed)
+    with replaced(options.output) as part:
+        part.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(
+        f"{len(table['training'])} cases in {options.folds} folds, {len(table['testing'])} for testing: "
+        f"{options.output}\n"
+    )
+
+
+def _arguments(options: argparse.Namespace) -> list[str]:
+    """The same training as a command line for each of several processes."""
+    paths = ["train", str(options.task), "-o", str(options.output)]
+    paths += ["--data", str(options.data)] if options.data else []
+    paths += ["--resume"] if options.resume else []
+    return [*paths, "--device", options.device, "--precision", options.precision]
+
+
+def _counts(text: str | None) -> list[int]:
+    try:
+        counts = sorted({int(part) for part in (text or "").split(",") if part.strip()})
+    except ValueError:
+        counts = [0]
+    if counts and counts[0] < 1:
+        raise PromptUnknown(seen=f"--clicks {text} is no list of numbers from 1.", hint="Write it as 1,3,5.")
+    return counts
 
 
 def _mapping(text: str | None) -> Mapping[str, str] | None:

@@ -9,7 +9,6 @@ head's file is written once, and training another head touches neither it nor th
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,10 +28,10 @@ from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.resample import network_input
 from CTSegLogic.engine.window import Tiling, slide
 from CTSegLogic.files.atomic import replaced
-from CTSegLogic.files.weights import ensure, file_sha256, place_of
+from CTSegLogic.files.weights import carried, ensure, file_sha256, file_spec
 from CTSegLogic.nets.clnet import ContinualNet, Decoder, DecoderPlan, Plan, classes, plan_from
 from CTSegLogic.systems.tensors import load_strictly, read_tensors, write_tensors
-from CTSegLogic.values.card import Card, FileSpec, Head, Prepare
+from CTSegLogic.values.card import Card, Head, Prepare
 from CTSegLogic.values.errors import TaskInvalid, Unteachable
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.prediction import Entry, Layer, Prediction
@@ -226,14 +225,10 @@ class ClNetLearner:
 
     def keep(self, folder: Path) -> Card:
         """Writes the head's file, carries the frozen files over, and writes the new card beside them."""
-        card, files = self.system.card, {}
+        card = self.system.card
         old = [head for head in card.heads if head.name != self.head.name]
         kept = [card.encoder] if card.encoder and not self.task.train_encoder else []
-        for name in [*kept, *(head.file for head in old)]:
-            source, target = place_of(card, name), folder / f"{name}.safetensors"
-            if source.resolve() != target.resolve():
-                shutil.copyfile(source, target)
-            files[name] = file_spec(target)
+        files = carried(card, [*kept, *(head.file for head in old)], folder)
         if self.task.train_encoder:
             write_tensors(self.system.net.encoder, folder / f"{ENCODER}.safetensors")
             files[ENCODER] = file_spec(folder / f"{ENCODER}.safetensors")
@@ -287,11 +282,6 @@ def _check_patch(plan: Plan, task: Task) -> None:
                 f"{stride} times.",
                 hint=f"Use a multiple of {stride}, at least {2 * stride}.",
             )
-
-
-def file_spec(path: Path) -> FileSpec:
-    """The entry of a card for a file that lies beside it."""
-    return FileSpec(url=f"file:{path.name}", bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def _quiet(fraction: float, text: str) -> None:

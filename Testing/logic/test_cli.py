@@ -27,6 +27,7 @@ COMMANDS = [
     "explain",
     "install",
     "list",
+    "prepare",
     "remove",
     "segment",
     "train",
