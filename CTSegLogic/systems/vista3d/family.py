@@ -31,6 +31,7 @@ MAPPING = "class_head.image_post_mapping."
 MLP = "class_head.mlp."
 ROWS = "class_head.class_embeddings.weight"
 POINTS = ("image_encoder.up_layers.", "point_head.")
+_SAID = "ctseg"  # the entry of a delta file's metadata
 _NUMBERS = ("width", "filters", "blocks", "inputs")
 
 
@@ -56,9 +57,10 @@ def write_delta(delta: Delta, path: Path) -> None:
     table = {name: t.detach().cpu().contiguous() for name, t in delta.tensors.items()}
     if delta.rows:
         table[ROWS] = torch.stack([row.detach().cpu().float() for row in delta.rows.values()])
-    said = {"made_from": delta.made_from, "rows": json.dumps(list(delta.rows))}
+    said = json.dumps({"made_from": delta.made_from, "rows": list(delta.rows)})
     with replaced(path) as part:
-        save_file(table, part, metadata=said)
+        # One entry only: safetensors writes several in random order, and equal weights must be equal files.
+        save_file(table, part, metadata={_SAID: said})
 
 
 def read_delta(path: Path) -> Delta:
@@ -71,10 +73,9 @@ def read_delta(path: Path) -> Delta:
 
     try:
         with safe_open(path, "pt") as file:
-            said = file.metadata() or {}
+            said = json.loads((file.metadata() or {})[_SAID])
             table = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        indices = json.loads(said["rows"])
-        rows = dict(zip(indices, table.pop(ROWS) if indices else (), strict=True))
+        rows = dict(zip(said["rows"], table.pop(ROWS) if said["rows"] else (), strict=True))
         return Delta(tensors=table, rows=rows, made_from=said["made_from"])
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise WeightsCorrupt(
