@@ -144,6 +144,8 @@ class Processes(Generic[GivenT, ToldT]):
         """Deals with a process that died: another takes its place."""
         hand = self._hands.pop(connection)
         hand.process.join()
+        if self._stop.value:
+            return  # what it held was not reached
         fate = f"its process ended with code {hand.process.exitcode}"
         if not hand.held:
             raise CTSegError(
@@ -153,8 +155,7 @@ class Processes(Generic[GivenT, ToldT]):
         number, *rest = hand.held
         self._back.extend(rest)
         tell(number, self.lost(self._given.pop(number), fate))
-        if not self._stop.value:
-            self._start(hand.run)
+        self._start(hand.run)
 
 
 # A progress bar and a signal's flag stay in the process they belong to.
@@ -186,7 +187,7 @@ def _serve(make: Callable[[Run], Crew[Any, Any]], run: Run, connection: Any, sto
         make(replace(run, cancelled=cancelled)).work(tasks(), lambda n, result: send("done", n, result))
         send("end", None, None)
     except (Cancelled, EOFError, BrokenPipeError, ConnectionResetError):
-        return  # nobody listens any more, or nobody wants more
+        return  # nobody wants more, or nobody listens any more
     except CTSegError as error:
         send("error", None, error)
 
