@@ -191,11 +191,18 @@ def _evaluate(sub: Any) -> None:
     p.add_argument(
         "truth", metavar="TRUTH", type=Path, help="segmentation, folder, or (for a model) nnU-Net data set"
     )
-    p.add_argument("-o", "--output", type=Path, metavar="DIR", help="evaluation.csv and evaluation.json")
+    p.add_argument("-o", "--output", type=Path, metavar="DIR", help="evaluation.csv, .json and -summary.csv")
     p.add_argument("--csv", type=Path, metavar="FILE", help="one row per case and structure")
     p.add_argument(
-        "--mapping", metavar="NAME_OR_JSON", help="label values to keys (default: from the data set)"
+        "--mapping",
+        metavar="NAME_OR_JSON",
+        help="label values to keys (default: from the data set); each then counts in every case",
     )
+    p.add_argument(
+        "--tolerance", type=float, default=3.0, metavar="MM", help="of surface Dice (default: 3 mm)"
+    )
+    p.add_argument("--processes", type=int, metavar="N", help="cases are dealt to N processes")
+    p.add_argument("--devices", metavar="A,B", help="of a model: a process on each, such as cuda:0,cuda:1")
     p.add_argument("--json", action="store_true", help="the summary for programs")
     p.add_argument("--overwrite", action="store_true", help="replace files that exist")
     p.add_argument("--quality", choices=("fast", "balanced", "best"), default="balanced")

@@ -17,10 +17,15 @@ from CTSegLogic.values.structures import foreign_labels
 
 def evaluate(options: argparse.Namespace, run: Run) -> None:
     """Prints how well files, or a model on a data set's test scans, agree with truth."""
-    from CTSegLogic.app.evaluate import as_text, evaluate_files, evaluate_model, summary, write_results
-    from CTSegLogic.app.session import Session
+    from CTSegLogic.app.crew import runs_for
+    from CTSegLogic.app.evaluate import evaluate_files, evaluate_model_on
+    from CTSegLogic.app.summary import FILES, as_json, as_text, write_results
 
-    tables = [options.output / f"evaluation{e}" for e in (".csv", ".json")] if options.output else []
+    if options.tolerance < 0:
+        raise PromptUnknown(
+            seen=f"A tolerance of {options.tolerance:g} mm is below zero.", hint="Give 3, say."
+        )
+    tables = [options.output / name for name in FILES] if options.output else []
     for folder in [options.output] if options.output else []:
         folder.mkdir(parents=True, exist_ok=True)
     refuse_trouble([*tables, *([options.csv] if options.csv else [])], options.overwrite)
@@ -28,20 +33,24 @@ def evaluate(options: argparse.Namespace, run: Run) -> None:
     found = Path(options.found)
     if found.exists() and not (found / "card.json").is_file():
         numbers = {int(k): v for k, v in mapping.items()} if mapping else None
-        rows = list(evaluate_files(found, options.truth, numbers))
+        runs = [run] * max(options.processes or 1, 1)
+        rows = evaluate_files(found, options.truth, numbers, tolerance_mm=options.tolerance, runs=runs)
     else:
         card = find_card(options.found)
-        rows = list(
-            evaluate_model(
-                Session(run), options.found, options.truth, quality=options.quality, mapping=mapping
-            )
+        rows = evaluate_model_on(
+            runs_for(run, options.devices, options.processes),
+            options.found,
+            options.truth,
+            quality=options.quality,
+            mapping=mapping,
+            tolerance_mm=options.tolerance,
         )
         sys.stderr.write(f"{card.name} {card.version} on {options.truth.name}, quality {options.quality}\n")
     write_results(rows, options.output, options.csv)
     if options.json:
-        say(summary(rows))
+        say(as_json(rows))
     else:
-        sys.stdout.write(as_text(rows) + "\n")
+        sys.stdout.write(as_text(rows) + f"\nSurface Dice within {options.tolerance:g} mm.\n")
 
 
 def train(options: argparse.Namespace, run: Run) -> None:

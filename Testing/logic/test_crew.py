@@ -1,4 +1,4 @@
-"""Processes that share tasks: what one that dies, one that cannot start and a user who cancels leave behind."""
+"""Processes that share tasks: what one that dies, one that cannot start and a cancel leave behind."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def lost(task, fate):
 
 def done_by(processes, tasks):
     told = {}
-    processes.work(iter(enumerate(tasks)), lambda number, result: told.__setitem__(number, result))
+    processes.work(iter(enumerate(tasks)), told.__setitem__)
     return told
 
 
@@ -79,7 +79,7 @@ def test_cancelling_reaches_a_busy_process_and_what_was_told_holds():
     told, looks = {}, itertools.count()
     processes = Processes(Doubler, [CPU], lambda: 0 in told and next(looks) > 5, lost)
     with pytest.raises(Cancelled):
-        processes.work(iter(enumerate([1, 7, 2])), lambda number, result: told.__setitem__(number, result))
+        processes.work(iter(enumerate([1, 7, 2])), told.__setitem__)
     assert told.keys() == {0}
 
 
