@@ -1,7 +1,8 @@
 """Rows of an evaluation as figures to read: per structure and over all of them, with confidence intervals.
 
 Intervals are percentile bootstraps over cases (2000 resamples, fixed seed, 95 %): what another draw of as
-many patients might have given. They say nothing of how the patients were chosen.
+many patients might have given. They say nothing of how the patients were chosen, and
+are too narrow with fewer than some twenty cases.
 """
 
 from __future__ import annotations
