@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from CTSegLogic.app.outputs import refuse_trouble, say
 from CTSegLogic.files.atomic import replaced
@@ -15,14 +16,20 @@ from CTSegLogic.values.errors import PromptUnknown
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.structures import foreign_labels
 
+if TYPE_CHECKING:
+    from CTSegLogic.app.evaluate import Row
+
 
 def evaluate(options: argparse.Namespace, run: Run) -> None:
     """Prints how well files, or a model on a data set's test scans, agree with truth."""
-    from CTSegLogic.app.clicks import evaluate_clicks
-    from CTSegLogic.app.evaluate import as_text, evaluate_files, evaluate_model, summary, write_results
-    from CTSegLogic.app.session import Session
+    from CTSegLogic.app.evaluate import evaluate_files
+    from CTSegLogic.app.summary import FILES, as_json, as_text, write_results
 
-    tables = [options.output / f"evaluation{e}" for e in (".csv", ".json")] if options.output else []
+    if options.tolerance < 0:
+        raise PromptUnknown(
+            seen=f"A tolerance of {options.tolerance:g} mm is below zero.", hint="Give 3, say."
+        )
+    tables = [options.output / name for name in FILES] if options.output else []
     for folder in [options.output] if options.output else []:
         folder.mkdir(parents=True, exist_ok=True)
     refuse_trouble([*tables, *([options.csv] if options.csv else [])], options.overwrite)
@@ -30,23 +37,15 @@ def evaluate(options: argparse.Namespace, run: Run) -> None:
     found = Path(options.found)
     if found.exists() and not (found / "card.json").is_file():
         numbers = {int(k): v for k, v in mapping.items()} if mapping else None
-        rows = list(evaluate_files(found, options.truth, numbers))
+        runs = [run] * max(options.processes or 1, 1)
+        rows = evaluate_files(found, options.truth, numbers, tolerance_mm=options.tolerance, runs=runs)
     else:
-        card = find_card(options.found)
-        session, counts = Session(run), _counts(options.clicks)
-        rows = list(
-            evaluate_clicks(session, options.found, options.truth, counts, mapping=mapping)
-            if counts
-            else evaluate_model(
-                session, options.found, options.truth, quality=options.quality, mapping=mapping
-            )
-        )
-        sys.stderr.write(f"{card.name} {card.version} on {options.truth.name}, quality {options.quality}\n")
+        rows = _judged(options, run, mapping)
     write_results(rows, options.output, options.csv)
     if options.json:
-        say(summary(rows))
+        say(as_json(rows))
     else:
-        sys.stdout.write(as_text(rows) + "\n")
+        sys.stdout.write(as_text(rows) + f"\nSurface Dice within {options.tolerance:g} mm.\n")
 
 
 def train(options: argparse.Namespace, run: Run) -> None:
@@ -67,6 +66,27 @@ def train(options: argparse.Namespace, run: Run) -> None:
     if options.publish:
         published = publish(options.output)
         sys.stdout.write(f"Published as {published.name}.\n")
+
+
+def _judged(options: argparse.Namespace, run: Run, mapping: Mapping[str, str] | None) -> Sequence[Row]:
+    """Rows of a model on a data set's test scans, by name or by clicks."""
+    from CTSegLogic.app.clicks import evaluate_clicks
+    from CTSegLogic.app.crew import runs_for
+    from CTSegLogic.app.evaluate import evaluate_model_on
+    from CTSegLogic.app.session import Session
+
+    card, counts = find_card(options.found), _counts(options.clicks)
+    sys.stderr.write(f"{card.name} {card.version} on {options.truth.name}, quality {options.quality}\n")
+    if counts:
+        return list(evaluate_clicks(Session(run), options.found, options.truth, counts, mapping=mapping))
+    return evaluate_model_on(
+        runs_for(run, options.devices, options.processes),
+        options.found,
+        options.truth,
+        quality=options.quality,
+        mapping=mapping,
+        tolerance_mm=options.tolerance,
+    )
 
 
 def prepare(options: argparse.Namespace, run: Run) -> None:

@@ -74,11 +74,12 @@ class Clock:
         self.run, self.first, self.total = run, done, total
         self.began = time.monotonic()
 
-    def tell(self, done: int, text: str) -> None:
-        """Reports that `done` of the total steps are finished."""
-        spent = time.monotonic() - self.began
-        left = spent / max(done - self.first, 1) * (self.total - done)
-        self.run.progress(done / self.total, f"{text}, {_duration(left)} left")
+    def tell(self, done: float, text: str) -> None:
+        """Reports that `done` of the total steps are finished; a step may be done in part."""
+        if done > self.first:
+            left = (time.monotonic() - self.began) / (done - self.first) * (self.total - done)
+            text = f"{text}, {_duration(left)} left"
+        self.run.progress(done / self.total, text)
 
 
 def _duration(seconds: float) -> str:
