@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from CTSegLogic.engine.backend import Accelerator
 from CTSegLogic.engine.collect import collect
 from CTSegLogic.engine.device import MemoryPlan, autocast, free_bytes, pick_device, plan_memory
 from CTSegLogic.engine.origin import Stages, origin_of
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.window import Shared, Tiling, slide
-from CTSegLogic.files.weights import ensure, file_sha256
+from CTSegLogic.files.shelf import Shelf
+from CTSegLogic.files.weights import ensure, file_sha256, threads_named
 from CTSegLogic.nets.vista3d import STRIDE, build, class_features, class_vectors
 from CTSegLogic.systems.tensors import load_strictly, read_checkpoint
 from CTSegLogic.systems.vista3d.layouts import own_names
@@ -65,6 +67,7 @@ class Vista:
         self.net.to(self.device).eval().requires_grad_(False)
         self.sums = {name: file_sha256(path)}
         self.kept = Kept()
+        self.accelerator = Accelerator(Shelf(), self.device, threads_named=threads_named())
 
     def segment(self, volume: Volume, ask: Ask, run: Run) -> Prediction:
         """The asked structures on the volume's grid."""
@@ -78,13 +81,18 @@ class Vista:
         readouts = self.readouts(ask, ready.work, volume.grid.cropped(part), run)
         plan = self._plan(ready, run)
         quiet = replace(run, precision="fp32") if self.device.type == "cpu" and _half(run) else run
-        with torch.inference_mode(), autocast(self.device, quiet):
-            slide(ready.image, self._predict(ready.turn), [Shared(readouts)], plan.tiling, run)
+        shared = [Shared(readouts)]
+        with self.accelerator.settled(plan), torch.inference_mode():
+            of = {**self.sums, "turn": str(ready.turn)}
+            fast = self.accelerator.use(self._predict(ready.turn), ready.image, shared, plan, run, of=of)
+            with autocast(self.device, quiet):
+                slide(ready.image, fast, shared, plan.tiling, run)
         stages.mark("network")
         run.progress(1.0, "labels")
         layers, entries = _collected(readouts, ask, volume.grid, part)
         stages.mark("labels")
-        origin = origin_of(self.card, self.sums, ask, run, self.device, stages, plan, ready.warnings)
+        said = (*ready.warnings, *fast.notes)
+        origin = origin_of(self.card, self.sums, ask, run, self.device, stages, plan, said, backend=fast.name)
         return Prediction(grid=volume.grid, layers=tuple(layers), entries=tuple(entries), origin=origin)
 
     def _clicked(self, volume: Volume, ask: Ask, run: Run) -> Prediction:
