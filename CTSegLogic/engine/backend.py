@@ -139,15 +139,8 @@ class Accelerator:
             said = f"{backend.title} does not run on {self.device}: torch was used."
             return Accelerated(call, notes=(said,))
         # The files in their order: the streams of two heads must not change places.
-        key = _digest(
-            [
-                name,
-                backend.version,
-                list(of.items()),
-                list(plan.tiling.patch_kji),
-                [s.channels for s in sinks],
-            ]
-        )
+        shapes = [plan.tiling.patch_kji, [sink.channels for sink in sinks]]
+        key = _digest([name, backend.version, list(of.items()), shapes])
         known = self.shelf.table(_NOTES).get(key)
         known = dict(known) if isinstance(known, Mapping) else {}
         if run.backend == "auto" and known.get("use") == "torch":
@@ -159,11 +152,9 @@ class Accelerator:
                 known |= trial.timed(found)
                 notes = self._noted(key, known)
                 found.notes = (*found.notes, *notes)
-        return (
-            Accelerated(call, notes=found.notes)
-            if run.backend == "auto" and known["use"] == "torch"
-            else found
-        )
+        if run.backend == "auto" and known["use"] == "torch":
+            found.compiled, found.name = None, "torch"
+        return found
 
     def _wanted(self, run: Run) -> str:
         """The backend's name, "torch" for none."""
@@ -200,12 +191,9 @@ class Accelerator:
             except _FAULTS as error:
                 notes.append(f"{title} failed ({_first_line(error)}): it was not used.")
                 continue
-            except OutputRefused as error:
-                notes.append(f"{title} could not keep its network: {error.seen} It was not used.")
-                continue
             if dice >= AGREE:
                 # A faster precision that was refused on the way is no news once a slower one is right.
-                return Accelerated(trial.call, compiled, f"{name} {precision}", ())
+                return Accelerated(trial.call, compiled, f"{name} {precision}", job.notes)
             notes.append(f"{title} was not used: its labels agree with torch to a Dice of {dice:.4f} only.")
             known[f"refused {precision}"] = round(dice, 6)
             notes += self._noted(key, known)

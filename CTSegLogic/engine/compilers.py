@@ -21,6 +21,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from CTSegLogic.values.errors import OutputRefused
+
 _TELEMETRY = "openvino_telemetry"
 Streams = Callable[[Tensor], Sequence[Tensor]]
 
@@ -50,12 +52,21 @@ class Job:
         tile: an example of that shape, on the network's device.
         shelf: where compiled networks are kept between runs.
         memo: what builders of several precisions share.
+        notes: what the user must know, one sentence each.
     """
 
     module: nn.Module
     tile: Tensor
     shelf: Shelf
     memo: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def keep(self, name: str, body: bytes) -> None:
+        """Puts a compiled network on the shelf; a disk that takes none only costs time at the next start."""
+        try:
+            self.shelf.put(name, body)
+        except OutputRefused as error:
+            self.notes.append(f"The compiled network is not kept: {error.seen}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +141,7 @@ def build_openvino(job: Job, precision: str, name: str) -> Streams:
         if "openvino" not in job.memo:
             job.memo["openvino"] = _converted(job)
         compiled = core.compile_model(job.memo["openvino"], "CPU", options)
-        job.shelf.put(name, compiled.export_model().getvalue())
+        job.keep(name, compiled.export_model().getvalue())
     count = len(compiled.outputs)
 
     def run(tile: Tensor) -> list[Tensor]:

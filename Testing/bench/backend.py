@@ -3,8 +3,8 @@
     python Testing/bench/backend.py --json backend-bench.json
 
 Every run is a process of its own, and the variants take turns, so that other work on the computer meets all
-alike. Times are of the network stage without building, converting and the agreement gate: a first scan warms
-the session up. Agreement is the Dice of each structure with torch's labels; nothing is asserted about seconds.
+alike. Times are of the network over all tiles, without building and the agreement gate: a first scan warms
+the session up. Agreement is the Dice of each structure with torch's labels; no seconds are asserted.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def worker(options: argparse.Namespace) -> None:
     slide_seconds.around("CTSegLogic.systems.clnet", "slide")
     volume = read_image(resource("Samples", "average-head-neck-ct.nii.gz"), modality="CT")
     session = Session(Run(device="cpu", backend=variant["backend"]))
-    request = Request(card="starter", prompt=Everything())
+    request = Request(card="starter", prompt=Everything(), quality=options.quality)
     for _ in range(options.scans + 1):
         result = session.segment(volume, request)
         spent.append((slide_seconds.last, result.origin.seconds["network"]))
@@ -102,6 +102,7 @@ def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     """The figures of one variant in a fresh process."""
     command = [sys.executable, __file__, "--worker", name, "--threads", str(options.threads)]
     command += ["--masks", str(folder / f"{name}.npz"), "--scans", str(options.scans)]
+    command += ["--quality", options.quality]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": path, "CTSEG_HOME": str(folder / "home")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -148,7 +149,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=Path("backend-bench.json"))
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--scans", type=int, default=2)
+    parser.add_argument("--scans", type=int, default=1)
+    parser.add_argument("--quality", choices=("fast", "balanced"), default="balanced")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--worker", choices=tuple(VARIANTS), help=argparse.SUPPRESS)
     parser.add_argument("--masks", type=Path, help=argparse.SUPPRESS)
@@ -165,6 +167,8 @@ def main() -> int:
             "cores": os.cpu_count(),
             "load_before": began,
         },
+        "quality": options.quality,
+        "threads": options.threads,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         **found,
     }
