@@ -96,6 +96,9 @@ def _catalogue(sub: Any) -> None:
     p.set_defaults(run=commands.explain)
     p = sub.add_parser("doctor", help="versions, devices, models and a self-test")
     p.add_argument("--json", action="store_true", help="for programs")
+    p.add_argument(
+        "--tune", action="store_true", help="measure how this computer runs networks fastest, and keep it"
+    )
     p.set_defaults(run=commands.doctor)
 
 
@@ -142,6 +145,7 @@ def _asked(p: argparse.ArgumentParser, *, one_scan: bool = True) -> None:
 def _runtime(p: argparse.ArgumentParser, threads: str = "--workers") -> None:
     p.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
     p.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    p.add_argument("--backend", choices=("auto", "torch", "openvino", "tensorrt"), default="torch")
     p.add_argument("--memory", type=float, metavar="GIB", help="most memory to plan for")
     p.add_argument(threads, dest="workers", type=int, default=2, metavar="N", help="threads for resampling")
 
@@ -249,6 +253,7 @@ def _run_of(options: argparse.Namespace, stop: threading.Event) -> Run:
     return Run(
         device=getattr(options, "device", "auto"),
         precision=getattr(options, "precision", "auto"),
+        backend=getattr(options, "backend", "torch"),
         memory_gib=getattr(options, "memory", None),
         workers=getattr(options, "workers", 2),
         progress=Bar(sys.stderr),

@@ -52,6 +52,11 @@ def home() -> Path:
     return path
 
 
+def threads_named() -> bool:
+    """Whether the user set a number of threads for this process, which is then left as it is."""
+    return "OMP_NUM_THREADS" in os.environ
+
+
 def cards() -> dict[str, Card]:
     """Every known model by name: shipped, then the user's own, which may not take a shipped name."""
     found: dict[str, Card] = {}

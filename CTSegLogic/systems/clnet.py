@@ -19,7 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from CTSegLogic.engine.backend import Accelerator
 from CTSegLogic.engine.collect import collect
+from CTSegLogic.engine.compilers import Streams
 from CTSegLogic.engine.device import MemoryPlan, autocast, pick_device, plan_memory
 from CTSegLogic.engine.intensity import scale_, scaler
 from CTSegLogic.engine.loss import deep_loss
@@ -28,7 +30,8 @@ from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.resample import network_input
 from CTSegLogic.engine.window import Tiling, slide
 from CTSegLogic.files.atomic import replaced
-from CTSegLogic.files.weights import carried, ensure, file_sha256, file_spec
+from CTSegLogic.files.shelf import Shelf
+from CTSegLogic.files.weights import carried, ensure, file_sha256, file_spec, threads_named
 from CTSegLogic.nets.clnet import ContinualNet, Decoder, DecoderPlan, Plan, classes, plan_from
 from CTSegLogic.systems.tensors import load_strictly, read_tensors, write_tensors
 from CTSegLogic.values.card import Card, Head, Prepare
@@ -51,6 +54,7 @@ class ClNet:
     def __init__(self, card: Card, run: Run) -> None:
         self.card, self.device = card, pick_device(run)
         self.net = ContinualNet(plan_from(card.network.get("encoder", {}))).to(self.device).eval()
+        self.accelerator = Accelerator(Shelf(), self.device, threads_named=threads_named())
         self.sums: dict[str, str] = {}
         if card.encoder:
             path = ensure(card, (card.encoder,))[card.encoder]
@@ -75,15 +79,12 @@ class ClNet:
         mirrored = run.quality == "best" and all(
             _mirror(head, self.card) is not None for head, _, _ in decoders
         )
-        with torch.inference_mode(), autocast(self.device, run):
-            slide(
-                image,
-                self._predict(decoders, readouts, mirrored),
-                readouts,
-                plan.tiling,
-                run,
-                occupied=occupied,
-            )
+        call, used = self._once(decoders, readouts), self._used(ask)
+        with self.accelerator.settled(plan), torch.inference_mode():
+            fast = self.accelerator.use(call, image, readouts, plan, run, of=used, occupied=occupied)
+            predict = self._mirrored(fast, decoders) if mirrored else fast
+            with autocast(self.device, run):
+                slide(image, predict, readouts, plan.tiling, run, occupied=occupied)
         clock.mark("network")
         run.progress(1.0, "labels")
         layers: list[Layer] = []
@@ -98,7 +99,9 @@ class ClNet:
             grid=volume.grid,
             layers=tuple(layers),
             entries=tuple(entries),
-            origin=origin_of(self.card, self._used(ask), ask, run, self.device, clock, plan),
+            origin=origin_of(
+                self.card, used, ask, run, self.device, clock, plan, fast.notes, backend=fast.name
+            ),
         )
 
     def learner(self, task: Task, run: Run) -> ClNetLearner:
@@ -124,8 +127,8 @@ class ClNet:
         names = [self.card.encoder, *(head.file for head, _ in ask.heads)]
         return {name: self.sums[name] for name in names if name in self.sums}
 
-    def _predict(self, decoders: Sequence[Any], readouts: Sequence[Readout], mirrored: bool) -> Any:
-        turns = [_mirror(head, self.card) for head, _, _ in decoders]
+    def _once(self, decoders: Sequence[Any], readouts: Sequence[Readout]) -> Streams:
+        """The network: tiles -> one stream per head."""
 
         def once(tiles: Tensor) -> list[Tensor]:
             skips = self.net.encoder(tiles)
@@ -135,11 +138,17 @@ class ClNet:
                 for f, r, (_, _, decoder) in zip(features, readouts, decoders, strict=True)
             ]
 
+        return once
+
+    def _mirrored(self, once: Streams, decoders: Sequence[Any]) -> Streams:
+        """The mean of the network's answers for tiles and for their mirror images."""
+        turns = [_mirror(head, self.card) for head, _, _ in decoders]
+
         def both(tiles: Tensor) -> list[Tensor]:
             flipped = [out.flip(-1)[:, turn] for out, turn in zip(once(tiles.flip(-1)), turns, strict=True)]
             return [(a + b) / 2 for a, b in zip(once(tiles), flipped, strict=True)]
 
-        return both if mirrored else once
+        return both
 
     def _plan(self, work: Grid, readouts: Sequence[Readout], run: Run) -> MemoryPlan:
         prepare = self.card.prepare
@@ -212,7 +221,7 @@ class ClNetLearner:
         grid = Grid.of(image.shape[1:])
         readout = _readout(self.decoder, self.head, grid, grid, "nearest")
         tiling = self.system._plan(grid, [readout], run).tiling
-        predict = self.system._predict([(self.head, (), self.decoder)], [readout], False)
+        predict = self.system._once([(self.head, (), self.decoder)], [readout])
         with torch.inference_mode(), autocast(self.system.device, run):
             slide(
                 torch.from_numpy(scaled).to(self.system.device),

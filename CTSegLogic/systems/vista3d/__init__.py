@@ -17,11 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from CTSegLogic.engine.backend import Accelerator
 from CTSegLogic.engine.collect import collect
 from CTSegLogic.engine.device import autocast, pick_device
 from CTSegLogic.engine.origin import Stages, origin_of
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.window import Shared, slide
+from CTSegLogic.files.shelf import Shelf
+from CTSegLogic.files.weights import threads_named
 from CTSegLogic.nets.vista3d import class_vectors, stride
 from CTSegLogic.systems.vista3d.family import Family
 from CTSegLogic.systems.vista3d.learn import VistaLearner
@@ -56,6 +59,7 @@ class Vista:
         self.family = Family(card, self.device)
         self.net = self.family.net(card.heads[0].file if card.files else "")
         self.kept = Kept()
+        self.accelerator = Accelerator(Shelf(), self.device, threads_named=threads_named())
 
     def segment(self, volume: Volume, ask: Ask, run: Run) -> Prediction:
         """The asked structures on the volume's grid."""
@@ -70,16 +74,21 @@ class Vista:
         streams: dict[str, list[Readout]] = {}
         for readout, (head, _) in zip(readouts, ask.heads, strict=True):
             streams.setdefault(head.file, []).append(readout)
+        shared = [Shared(sinks) for sinks in streams.values()]
         plan = planned(self.card, ready, self.device, run, len(streams))
         quiet = replace(run, precision="fp32") if self.device.type == "cpu" and in_half(run) else run
-        with torch.inference_mode(), autocast(self.device, quiet):
-            predict = _turned(self.family.features(list(streams)), ready.turn)
-            slide(ready.image, predict, [Shared(sinks) for sinks in streams.values()], plan.tiling, run)
+        predict = _turned(self.family.features(list(streams)), ready.turn)
+        with self.accelerator.settled(plan), torch.inference_mode():
+            of = {**{file: self.family.sums[file] for file in streams}, "turn": str(ready.turn)}
+            fast = self.accelerator.use(predict, ready.image, shared, plan, run, of=of)
+            with autocast(self.device, quiet):
+                slide(ready.image, fast, shared, plan.tiling, run)
         stages.mark("network")
         run.progress(1.0, "labels")
         layers, entries = _collected(readouts, ask, volume.grid, part)
         stages.mark("labels")
-        origin = origin_of(self.card, self.family.sums, ask, run, self.device, stages, plan, ready.warnings)
+        said, sums = (*ready.warnings, *fast.notes), self.family.sums
+        origin = origin_of(self.card, sums, ask, run, self.device, stages, plan, said, backend=fast.name)
         return Prediction(grid=volume.grid, layers=tuple(layers), entries=tuple(entries), origin=origin)
 
     def _clicked(self, volume: Volume, ask: Ask, run: Run) -> Prediction:
