@@ -128,7 +128,20 @@ def _asked(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--series", metavar="UID", help="which series of a DICOM folder (its UID or the end of it)"
     )
+    _brain(p)
     _runtime(p)
+
+
+def _brain(p: argparse.ArgumentParser) -> None:
+    """The way of a brain MR through a template."""
+    p.add_argument(
+        "--template", type=Path, metavar="FILE", help="stripped brain: MR is segmented in its space"
+    )
+    p.add_argument("--brain-mask", type=Path, metavar="FILE", help="where the brain is, for --template")
+    p.add_argument(
+        "--skull-strip", default="auto", metavar="auto|none|hd-bet|FILE", help="FILE: SynthStrip's weights"
+    )
+    p.add_argument("--keep-stages", type=Path, metavar="DIR", help="what each step of --template made")
 
 
 def _runtime(p: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from CTSegLogic.app.asked import mask_on, prompt_of, region
+from CTSegLogic.app.asked import kept_stages, mask_on, prompt_of, region
 from CTSegLogic.app.outputs import refuse_trouble, say
 from CTSegLogic.files.images import read_image, stem
 from CTSegLogic.files.segfile import outputs_of, write_segmentation
@@ -23,7 +23,7 @@ SAMPLE = ("Samples", "average-head-neck-ct.nii.gz")
 def segment(options: argparse.Namespace, run: Run) -> None:
     """Segments one scan and writes what was asked for; nothing is written when anything fails before."""
     looks = [p for p in (options.preview, options.report) if p is not None]
-    refuse_trouble([*outputs_of(options.output), *looks], options.overwrite)
+    refuse_trouble([*outputs_of(options.output), *looks, *kept_stages(options)], options.overwrite)
     volume, prediction = _segmented(options, run)
     written = write_segmentation(prediction, options.output, volume=volume, naming=options.naming)
     for note in written.notes:
@@ -41,7 +41,7 @@ def demo(options: argparse.Namespace, run: Run) -> None:
     folder: Path = options.output
     files = [folder / f"{stem(options.images[0])}{e}" for e in (".seg.nrrd", ".png", ".json")]
     folder.mkdir(parents=True, exist_ok=True)
-    refuse_trouble(files, options.overwrite)
+    refuse_trouble([*files, *kept_stages(options)], options.overwrite)
     volume, prediction = _segmented(options, run)
     write_segmentation(prediction, files[0])
     _write_looks(prediction, volume, files[1], files[2])
@@ -50,6 +50,7 @@ def demo(options: argparse.Namespace, run: Run) -> None:
 
 
 def _segmented(options: argparse.Namespace, run: Run) -> tuple[Volume, Prediction]:
+    from CTSegLogic.app.brain import brain_options, segment_brain
     from CTSegLogic.app.session import Session
 
     session = Session(run)
@@ -60,11 +61,14 @@ def _segmented(options: argparse.Namespace, run: Run) -> tuple[Volume, Predictio
         roi=region(options.roi) if options.roi else None,
     )
     plan = session.plan(request)
-    modality = options.modality or plan[0][0].modality[0]
+    modality = options.modality or ("MR" if options.template else plan[0][0].modality[0])
     channels = max(len(card.prepare.channels) for card, _ in plan)
     volume = read_image(options.images, modality=modality, channels=channels, series=options.series)
     if options.prior is not None:
         request = replace(request, before=mask_on(options.prior, volume.grid))
+    brain = brain_options(options, volume.grid)
+    if brain is not None:
+        return volume, segment_brain(session, volume, request, brain)
     return volume, session.segment(volume, request)
 
 
