@@ -139,13 +139,33 @@ def _asked(p: argparse.ArgumentParser, *, one_scan: bool = True) -> None:
         p.add_argument(
             "--series", metavar="UID", help="which series of a DICOM folder (its UID or the end of it)"
         )
+    _brain(p, one_scan)
     _runtime(p, threads="--workers" if one_scan else "--threads")
+
+
+def _brain(p: argparse.ArgumentParser, one_scan: bool) -> None:
+    """The way of a brain MR through a template."""
+    p.add_argument(
+        "--template", type=Path, metavar="FILE", help="stripped brain: MR is segmented in its space"
+    )
+    p.add_argument(
+        "--skull-strip", default="auto", metavar="auto|none|hd-bet|FILE", help="FILE: SynthStrip's weights"
+    )
+    p.set_defaults(brain_mask=None, keep_stages=None)
+    if one_scan:
+        p.add_argument("--brain-mask", type=Path, metavar="FILE", help="where the brain is, for --template")
+        p.add_argument("--keep-stages", type=Path, metavar="DIR", help="what each step of --template made")
 
 
 def _runtime(p: argparse.ArgumentParser, threads: str = "--workers") -> None:
     p.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
     p.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    p.add_argument("--backend", choices=("auto", "torch", "openvino", "tensorrt"), default="torch")
+    p.add_argument(
+        "--backend",
+        choices=("auto", "torch", "openvino", "tensorrt"),
+        default="torch",
+        help="what runs the network; believed only where its labels agree with torch's",
+    )
     p.add_argument("--memory", type=float, metavar="GIB", help="most memory to plan for")
     p.add_argument(threads, dest="workers", type=int, default=2, metavar="N", help="threads for resampling")
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from CTSegLogic.app.asked import mask_on, prompt_of, region
+from CTSegLogic.app.asked import kept_stages, mask_on, prompt_of, region
 from CTSegLogic.app.outputs import refuse_trouble, say
 from CTSegLogic.files.images import read_image, stem
 from CTSegLogic.files.segfile import check_source, outputs_of, write_segmentation
 from CTSegLogic.values.card import Card
+from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.prediction import Prediction
 from CTSegLogic.values.prompt import Ask
 from CTSegLogic.values.resources import resource
@@ -21,6 +23,7 @@ from CTSegLogic.values.run import Request, Run
 from CTSegLogic.values.volume import Volume
 
 if TYPE_CHECKING:
+    from CTSegLogic.app.brain import BrainOptions
     from CTSegLogic.app.session import Session
 
 STARTER = "starter"
@@ -30,7 +33,7 @@ SAMPLE = ("Samples", "average-head-neck-ct.nii.gz")
 def segment(options: argparse.Namespace, run: Run) -> None:
     """Segments one scan and writes what was asked for; nothing is written when anything fails before."""
     looks = [p for p in (options.preview, options.report) if p is not None]
-    refuse_trouble([*outputs_of(options.output), *looks], options.overwrite)
+    refuse_trouble([*outputs_of(options.output), *looks, *kept_stages(options)], options.overwrite)
     volume, prediction = _segmented(options, run, options.output)
     written = write_segmentation(prediction, options.output, volume=volume, naming=options.naming)
     for note in written.notes:
@@ -48,7 +51,7 @@ def demo(options: argparse.Namespace, run: Run) -> None:
     folder: Path = options.output
     files = [folder / f"{stem(options.images[0])}{e}" for e in (".seg.nrrd", ".png", ".json")]
     folder.mkdir(parents=True, exist_ok=True)
-    refuse_trouble(files, options.overwrite)
+    refuse_trouble([*files, *kept_stages(options)], options.overwrite)
     volume, prediction = _segmented(options, run, files[0])
     write_segmentation(prediction, files[0])
     _write_looks(prediction, volume, files[1], files[2])
@@ -65,6 +68,7 @@ class Asked:
         plan: which models serve it, and what each is asked.
         modality: of files that do not say theirs; channels: how many the models take.
         prior: a mask that clicks correct, or None.
+        brain: how a scan of that grid goes through a template, or None when it does not.
     """
 
     request: Request
@@ -72,6 +76,7 @@ class Asked:
     modality: str
     channels: int
     prior: Path | None = None
+    brain: Callable[[Grid], BrainOptions | None]
 
     def read(self, images: Sequence[Path], series: str | None = None) -> Volume:
         """The scan in a file, a DICOM folder (`series` chooses in it), or several files, one per channel."""
@@ -84,6 +89,8 @@ def asked_of(options: argparse.Namespace, session: Session) -> Asked:
     Raises:
         PromptUnknown: a word is unknown, or no installed model finds what is asked.
     """
+    from CTSegLogic.app.brain import brain_options
+
     request = Request(
         prompt=prompt_of(options),
         card=options.model,
@@ -94,17 +101,23 @@ def asked_of(options: argparse.Namespace, session: Session) -> Asked:
     return Asked(
         request=request,
         plan=plan,
-        modality=options.modality or plan[0][0].modality[0],
+        modality=options.modality or ("MR" if options.template else plan[0][0].modality[0]),
         channels=max(len(card.prepare.channels) for card, _ in plan),
         prior=options.prior,
+        brain=functools.partial(brain_options, options),
     )
 
 
 def segment_volume(session: Session, asked: Asked, volume: Volume) -> Prediction:
     """What was asked of one scan, on the scan's grid: the one way of every command that segments."""
+    from CTSegLogic.app.brain import segment_brain
+
     request = asked.request
     if asked.prior is not None:
         request = replace(request, before=mask_on(asked.prior, volume.grid))
+    brain = asked.brain(volume.grid)
+    if brain is not None:
+        return segment_brain(session, volume, request, brain)
     return session.segment(volume, request)
 
 
