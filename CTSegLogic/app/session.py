@@ -84,7 +84,7 @@ class Session:
         try:
             return system.segment(part, ask, run)
         except (OutOfMemory, RuntimeError, MemoryError) as error:
-            if not isinstance(error, OutOfMemory) and not out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if str(system.device) == "cpu":
                 hint = "Close other programs, use --quality fast, or limit the run with --roi."
@@ -104,7 +104,7 @@ class Session:
         request = request or Request()
         plan = self.plan(request)
         part, box = _looked_at(volume, request.roi)
-        run = replace(self.run, quality=request.quality)
+        run = replace(self.run, quality=request.quality, overrides=request.overrides or self.run.overrides)
         before = request.before[box.slices] if request.before is not None else None
         predictions = []
         for n, (card, ask) in enumerate(plan):

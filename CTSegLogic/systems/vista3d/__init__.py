@@ -18,16 +18,24 @@ import torch
 from torch import Tensor
 
 from CTSegLogic.engine.collect import collect
-from CTSegLogic.engine.device import MemoryPlan, autocast, free_bytes, pick_device, plan_memory
+from CTSegLogic.engine.device import (
+    MemoryPlan,
+    autocast,
+    free_bytes,
+    overridden,
+    pick_device,
+    plan_memory,
+)
 from CTSegLogic.engine.origin import Stages, origin_of
 from CTSegLogic.engine.readout import Readout
-from CTSegLogic.engine.window import Shared, Tiling, slide
+from CTSegLogic.engine.window import Tiling
 from CTSegLogic.files.weights import ensure, file_sha256
 from CTSegLogic.nets.vista3d import STRIDE, build, class_features, class_vectors
 from CTSegLogic.systems.tensors import load_strictly, read_checkpoint
 from CTSegLogic.systems.vista3d.layouts import own_names
 from CTSegLogic.systems.vista3d.points import Kept, around_clicks, clicked, edited, fingerprint
 from CTSegLogic.systems.vista3d.prepare import Prepared, prepared
+from CTSegLogic.systems.vista3d.sweep import Window, fitting, shelf_of, sweep, window_of
 from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.errors import CardInvalid, PackageMissing, Unteachable
 from CTSegLogic.values.grid import Box, Grid
@@ -70,29 +78,39 @@ class Vista:
         """The asked structures on the volume's grid."""
         if ask.points_ras is not None:
             return self._clicked(volume, ask, run)
-        stages = Stages()
+        stages, window = Stages(), window_of(self.card, run)
         run.progress(0.0, "resampling")
-        ready = prepared(volume, self.card.prepare, self.card.prepare.patch_kji, self.device, run.workers)
+        ready = prepared(volume, self.card.prepare, window, self.device, run.workers)
         part = _part_of(volume.grid, ready.work)
         stages.mark("prepare")
-        readouts = self.readouts(ask, ready.work, volume.grid.cropped(part), run)
-        plan = self._plan(ready, run)
         quiet = replace(run, precision="fp32") if self.device.type == "cpu" and _half(run) else run
+
+        def attempt(window: Window) -> tuple[list[Readout], MemoryPlan, tuple[str, ...]]:
+            readouts = self.readouts(ask, ready.work, volume.grid.cropped(part), run)
+            plan = self._plan(ready, window, run)
+            scan = fingerprint(volume) if run.overrides.keep_features is not None else ""
+            shelf = shelf_of(scan, self.sums, self.card, ready, plan, run)
+            said = sweep(ready.image, self._predict(ready.turn), readouts, plan, run, shelf)
+            return readouts, plan, said
+
         with torch.inference_mode(), autocast(self.device, quiet):
-            slide(ready.image, self._predict(ready.turn), [Shared(readouts)], plan.tiling, run)
+            (readouts, plan, said), window, less = fitting(window, attempt, self.device)
+        run = replace(run, overrides=replace(run.overrides, window=window))
         stages.mark("network")
         run.progress(1.0, "labels")
         layers, entries = _collected(readouts, ask, volume.grid, part)
         stages.mark("labels")
-        origin = origin_of(self.card, self.sums, ask, run, self.device, stages, plan, ready.warnings)
+        origin = origin_of(
+            self.card, self.sums, ask, run, self.device, stages, plan, ready.warnings + less + said
+        )
         return Prediction(grid=volume.grid, layers=tuple(layers), entries=tuple(entries), origin=origin)
 
     def _clicked(self, volume: Volume, ask: Ask, run: Run) -> Prediction:
         """The object that clicks mean, or a mask corrected by them."""
-        stages, prepare = Stages(), self.card.prepare
-        of = fingerprint(volume)
+        stages, window = Stages(), window_of(self.card, run)
+        of = f"{fingerprint(volume)} {window}"
         if self.kept.of != of:
-            ready = prepared(volume, prepare, prepare.patch_kji, self.device, run.workers)
+            ready = prepared(volume, self.card.prepare, window, self.device, run.workers)
             self.kept = Kept(of=of, ready=ready, encoded=self.kept.encoded)
         ready, points = self.kept.ready, ask.points_ras
         assert ready is not None
@@ -101,7 +119,7 @@ class Vista:
         index = self.card.labels.get(structure.key, _NEW)
         stages.mark("prepare")
         with torch.inference_mode(), autocast(self.device, run):
-            logits, reached = clicked(self.net, self.kept, points, index, prepare.patch_kji, run)
+            logits, reached = clicked(self.net, self.kept, points, index, window, run)
         stages.mark("network")
         if ask.before is None:
             logits = around_clicks(logits, reached, points, ready.work)
@@ -111,7 +129,7 @@ class Vista:
         mask = move(logits, ready.work, volume.grid, order=1, outside=-1.0) > 0
         stages.mark("labels")
         found = prediction_of([(mask.astype(np.uint8), {1: structure})], volume.grid)
-        plan = self._plan(ready, run)
+        plan = self._plan(ready, window, run)
         origin = origin_of(self.card, self.sums, ask, run, self.device, stages, plan, ready.warnings)
         return replace(found, origin=origin)
 
@@ -154,10 +172,10 @@ class Vista:
 
         return predict
 
-    def _plan(self, ready: Prepared, run: Run) -> MemoryPlan:
+    def _plan(self, ready: Prepared, window: Window, run: Run) -> MemoryPlan:
         prepare, channels = self.card.prepare, int(self.card.network.get("width", 48))
         sides = [0, 0, 0]
-        for size, axis in zip(prepare.patch_kji, ready.turn, strict=True):
+        for size, axis in zip(window, ready.turn, strict=True):
             sides[axis] = size
         tiling = Tiling(
             patch_kji=(sides[0], sides[1], sides[2]),
@@ -165,11 +183,12 @@ class Vista:
             blend=prepare.blend,
             placing="stepped",
             padding="edge",
-            ring_half=_half(run),
+            ring_half=_half(run) or run.overrides.keep_features is not None,
         )
+        tiling = overridden(tiling, self.device, run)
         # Measured on the published network: about 26 maps of its first level live at once.
         width = int(self.card.network.get("filters", 48))
-        tile = int(np.prod(prepare.patch_kji)) * (26 * width + 4 * channels)
+        tile = int(np.prod(window)) * (26 * width + 4 * channels)
         plan = plan_memory(tiling, ready.work.shape, channels, tile, self.device, run)
         if plan.ring_bytes > 0.5 * free_bytes(self.device, run) and not tiling.ring_half:
             halved = replace(tiling, ring_half=True)
