@@ -89,7 +89,7 @@ class MemoryPlan:
 
 
 def overridden(tiling: Tiling, device: torch.device, run: Run) -> Tiling:
-    """The tiling with the user's overlap, blending and place of the ring; the window is the system's affair."""
+    """The tiling with the user's overlap, blending and place of the ring; the window is set elsewhere."""
     wish = run.overrides
     places = {None: tiling.ring_device, "cpu": "cpu", "device": str(device)}
     return replace(

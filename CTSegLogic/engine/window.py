@@ -22,7 +22,7 @@ from CTSegLogic.values.run import Run
 
 _EMIT = 8  # slices handed to a readout at a time
 _HALF_RANGE = 6e4  # largest sum that fp16 holds
-_CHANNELS = 8  # channels weighted at a time: a tile's fp32 products are never held whole
+_CHANNELS = 4  # channels weighted at a time: a tile's fp32 products are never held whole
 _FLOOR = 1e-3  # smallest weight of a tile's corner: MONAI's importance map has the same
 
 Predict = Callable[[Tensor], Sequence[Tensor]]
