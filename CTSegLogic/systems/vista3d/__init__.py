@@ -90,7 +90,7 @@ class Vista:
             plan = self._plan(ready, window, run)
             scan = fingerprint(volume) if run.overrides.keep_features is not None else ""
             shelf = shelf_of(scan, self.sums, self.card, ready, plan, run)
-            said = sweep(ready.image, self._predict(ready.turn), readouts, plan, run, shelf)
+            said = sweep(ready.image, self._predict(ready.turn), [readouts], plan, run, shelf)
             return readouts, plan, said
 
         with torch.inference_mode(), autocast(self.device, quiet):

@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from CTSegLogic.engine.device import MemoryPlan
@@ -136,7 +138,7 @@ def shelf_of(
 def sweep(
     image: Tensor,
     predict: Predict,
-    readouts: Sequence[Readout],
+    streams: Sequence[Sequence[Readout]],
     plan: MemoryPlan,
     run: Run,
     shelf: Shelf | None,
@@ -144,39 +146,44 @@ def sweep(
     """Fills the readouts, from features on disk or by the network, and returns what is to be said of it.
 
     Args:
-        image, predict: of `slide`, where one stream of features feeds all readouts.
-        readouts: empty.
+        image, predict: of `slide`.
+        streams: the empty readouts of each output of `predict`.
         plan: tiles and the ring's place.
         run: progress and cancelling.
         shelf: where features are kept, or None.
     """
+    sinks = [Shared(readouts) for readouts in streams]
     if shelf is None:
-        slide(image, predict, [Shared(readouts)], plan.tiling, run)
+        slide(image, predict, sinks, plan.tiling, run)
         return ()
-    slabs = shelf.folder.read(shelf.key)
+    slabs = shelf.folder.read(shelf.key) if len(sinks) == 1 else []
     if slabs:
-        place = torch.device(plan.tiling.ring_device) if plan.tiling.ring_device else image.device
-        depth = int(image.shape[1])
-        for start, slab in slabs:
-            run.check()
-            run.progress(start / depth, "features kept before")
-            channels = torch.from_numpy(slab).to(place)
-            # Tiles cover every voxel: this system skips none.
-            covered = torch.ones(channels.shape[1:], dtype=torch.bool, device=place)
-            Shared(readouts).take(start, channels, covered)
+        _replay(slabs, sinks[0], torch.device(plan.tiling.ring_device or image.device), run)
         return ("Features kept from an earlier run were read; the network did not run.",)
-    size = 2 * readouts[0].channels * image[0].numel()
-    refusal = shelf.folder.refusal(size)
+    size = 2 * sinks[0].channels * image[0].numel()
+    refusal = shelf.folder.refusal(size) if len(sinks) == 1 else "several networks make them"
     if refusal:
-        slide(image, predict, [Shared(readouts)], plan.tiling, run)
+        slide(image, predict, sinks, plan.tiling, run)
         return (f"Features are not kept: {refusal}.",)
     run.progress(0.0, f"features are kept ({gib(size)})")
     with shelf.folder.writing(shelf.key) as writer:
-        sinks = [*readouts, _Keeping(writer, readouts[0].channels)]
-        slide(image, predict, [Shared(sinks)], plan.tiling, run)
+        keeping = _Keeping(writer, sinks[0].channels)
+        slide(image, predict, [Shared([*streams[0], keeping])], plan.tiling, run)
     if writer.failed:
         return (f"Features are not kept: {writer.failed}.",)
     return (f"Features of this scan are kept: {gib(size)}.",)
+
+
+def _replay(
+    slabs: Sequence[tuple[int, NDArray[np.float16]]], sink: Shared, place: torch.device, run: Run
+) -> None:
+    """Hands kept slabs to a sink as the ring did."""
+    for start, slab in slabs:
+        run.check()
+        run.progress(start / (slabs[-1][0] + 1), "features kept before")
+        channels = torch.from_numpy(slab).to(place)
+        # Tiles cover every voxel: this system skips none.
+        sink.take(start, channels, torch.ones(channels.shape[1:], dtype=torch.bool, device=place))
 
 
 class _Keeping:
