@@ -115,7 +115,8 @@ def main() -> int:
         ),
         limits=(
             RESEARCH,
-            "Everything means CT_BODY on CT and MRI_BODY on MR; for a skull-stripped T1 brain ask for MRI_BRAIN.",
+            "Everything means CT_BODY on CT and MRI_BODY on MR; "
+            "for a skull-stripped T1 brain ask for MRI_BRAIN.",
             "Its point branch was not trained: no clicks.",
         ),
     )  # fmt: skip
