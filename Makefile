@@ -28,10 +28,11 @@ verify: setup
 
 bench: setup
 	$(BIN)/python Testing/bench/engine.py --json engine-bench.json
+	$(BIN)/python Testing/bench/vista.py --json vista-bench.json
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) ctseg-demo engine-bench.json .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) ctseg-demo engine-bench.json vista-bench.json .pytest_cache .ruff_cache .mypy_cache

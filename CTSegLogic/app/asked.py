@@ -13,10 +13,11 @@ from CTSegLogic.files.atomic import refused
 from CTSegLogic.files.images import read_labels
 from CTSegLogic.files.points import read_points
 from CTSegLogic.files.weights import find_card
-from CTSegLogic.values.errors import ImageInvalid, PromptUnknown
+from CTSegLogic.values.errors import ImageInvalid, PromptUnknown, SettingInvalid
 from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.move import move
 from CTSegLogic.values.prompt import Classes, Everything, Prompt, Text
+from CTSegLogic.values.run import Overrides
 
 BRAIN_SET = "MRI_BRAIN"  # what --template asks for when nothing else is named
 
@@ -34,6 +35,35 @@ def prompt_of(options: argparse.Namespace) -> Prompt:
     if options.everything is None and options.template is not None:
         return Everything(BRAIN_SET)
     return Everything(options.everything or None)
+
+
+def overrides_of(options: argparse.Namespace) -> Overrides:
+    """What the options set against the model's card; commands without such options set nothing."""
+    if not hasattr(options, "window"):
+        return Overrides()
+    return Overrides(
+        window=_window(options.window) if options.window is not None else None,
+        overlap=options.overlap,
+        blend=options.blend,
+        postprocess=options.postprocess,
+        keep_features=options.keep_features,
+        keep_features_gib=options.keep_features_gib,
+    )
+
+
+def _window(text: str) -> tuple[int, int, int]:
+    """Three sizes written "128,128,96", or one for a cube."""
+    parts = text.split(",")
+    try:
+        sizes = [int(part) for part in (parts * 3 if len(parts) == 1 else parts)]
+    except ValueError:
+        sizes = []
+    if len(sizes) != 3:
+        raise SettingInvalid(
+            seen=f"--window {text} is neither three sizes nor one.",
+            hint="Write --window 128,128,96, or --window 128 for a cube.",
+        )
+    return sizes[0], sizes[1], sizes[2]
 
 
 def region(path: Path) -> Grid:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from CTSegLogic.app import commands, segmenting, teaching
+from CTSegLogic.app.asked import overrides_of
 from CTSegLogic.app.batch import add_batch, batch
 from CTSegLogic.values.errors import Cancelled, CTSegError
 from CTSegLogic.values.run import Run
@@ -140,6 +141,7 @@ def _asked(p: argparse.ArgumentParser, *, one_scan: bool = True) -> None:
             "--series", metavar="UID", help="which series of a DICOM folder (its UID or the end of it)"
         )
     _brain(p, one_scan)
+    _tiles(p)
     _runtime(p, threads="--workers" if one_scan else "--threads")
 
 
@@ -155,6 +157,32 @@ def _brain(p: argparse.ArgumentParser, one_scan: bool) -> None:
     if one_scan:
         p.add_argument("--brain-mask", type=Path, metavar="FILE", help="where the brain is, for --template")
         p.add_argument("--keep-stages", type=Path, metavar="DIR", help="what each step of --template made")
+
+
+def _tiles(p: argparse.ArgumentParser) -> None:
+    """How tiles cover a scan, against what the model's card says."""
+    p.add_argument(
+        "--window",
+        metavar="K,J,I",
+        help="voxels of a tile along the working grid's axes (R,A,S in multiples of 16 for vista3d and ctmr, "
+        "k,j,i for others), or one number for a cube",
+    )
+    p.add_argument("--overlap", type=float, metavar="X", help="share that neighbouring tiles repeat, 0..0.9")
+    p.add_argument("--blend", choices=("gaussian", "constant"), help="weights of a tile's voxels")
+    p.add_argument(
+        "--postprocess",
+        choices=("cpu", "device"),
+        help="where tiles are blended and labels made (default: the device while its memory suffices)",
+    )
+    p.add_argument(
+        "--keep-features",
+        type=Path,
+        metavar="DIR",
+        help="vista3d, ctmr: keep a scan's features there; other structures then need no network",
+    )
+    p.add_argument(
+        "--keep-features-gib", type=float, default=20.0, metavar="GIB", help="most that DIR may hold"
+    )
 
 
 def _runtime(p: argparse.ArgumentParser, threads: str = "--workers") -> None:
@@ -276,6 +304,7 @@ def _run_of(options: argparse.Namespace, stop: threading.Event) -> Run:
         backend=getattr(options, "backend", "torch"),
         memory_gib=getattr(options, "memory", None),
         workers=getattr(options, "workers", 2),
+        overrides=overrides_of(options),
         progress=Bar(sys.stderr),
         cancelled=stop.is_set,
     )

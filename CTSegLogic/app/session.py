@@ -56,8 +56,8 @@ class Session:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def plan(self, request: Request) -> list[tuple[Card, Ask]]:
-        """Which models serve a request, and what each is asked; loads nothing.
+    def plan(self, request: Request, modality: str = "") -> list[tuple[Card, Ask]]:
+        """Which models serve a request of a scan of some modality, and what each is asked; loads nothing.
 
         Raises:
             PromptUnknown: a word or structure is unknown, or no installed model finds it.
@@ -68,15 +68,15 @@ class Session:
             outline = find_card(OUTLINE)
             named = isinstance(request.prompt, Text | Classes)
             if named and card.name != OUTLINE and OUTLINE in wanted_keys(request.prompt, [card, outline]):
-                return _shared([card, outline], request)
-            return [(card, resolve(request.prompt, card))]
+                return _shared([card, outline], request, modality)
+            return [(card, resolve(request.prompt, card, modality))]
         known = list(cards().values())
         ready = [card for card in known if installed(card)]
         if not ready:
             raise WeightsMissing(
                 seen="No model is installed.", hint="Run `ctseg list models`, then `ctseg install NAME`."
             )
-        return _shared(ready, request, others=[card for card in known if card not in ready])
+        return _shared(ready, request, modality, [card for card in known if card not in ready])
 
     def _found(self, card: Card, part: Volume, ask: Ask, run: Run) -> Prediction:
         """What one model finds; on the CPU when an accelerator's memory does not suffice."""
@@ -84,7 +84,7 @@ class Session:
         try:
             return system.segment(part, ask, run)
         except (OutOfMemory, RuntimeError, MemoryError) as error:
-            if not isinstance(error, OutOfMemory) and not out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if str(system.device) == "cpu":
                 hint = "Close other programs, use --quality fast, or limit the run with --roi."
@@ -102,9 +102,9 @@ class Session:
             CTSegError: one of its kinds; each says what to do.
         """
         request = request or Request()
-        plan = self.plan(request)
+        plan = self.plan(request, volume.modality)
         part, box = _looked_at(volume, request.roi)
-        run = replace(self.run, quality=request.quality)
+        run = replace(self.run, quality=request.quality, overrides=request.overrides or self.run.overrides)
         before = request.before[box.slices] if request.before is not None else None
         predictions = []
         for n, (card, ask) in enumerate(plan):
@@ -132,9 +132,11 @@ def _terms(card: Card) -> tuple[str, ...]:
     return (f"The model {card.name} is for {card.license.use} use only ({card.license.name}).",)
 
 
-def _shared(ready: Sequence[Card], request: Request, others: Sequence[Card] = ()) -> list[tuple[Card, Ask]]:
+def _shared(
+    ready: Sequence[Card], request: Request, modality: str, others: Sequence[Card] = ()
+) -> list[tuple[Card, Ask]]:
     """Each wanted structure goes to the first model that finds it."""
-    keys = wanted_keys(request.prompt, ready)
+    keys = wanted_keys(request.prompt, ready, modality)
     plan, left = [], list(keys)
     for card in ready:
         mine = [key for key in left if key in card.keys]

@@ -88,6 +88,18 @@ class MemoryPlan:
         return f"{ring}, {tiles} of {self.free / 2**30:.1f} GiB free"
 
 
+def overridden(tiling: Tiling, device: torch.device, run: Run) -> Tiling:
+    """The tiling with the user's overlap, blending and place of the ring; the window is set elsewhere."""
+    wish = run.overrides
+    places = {None: tiling.ring_device, "cpu": "cpu", "device": str(device)}
+    return replace(
+        tiling,
+        overlap=tiling.overlap if wish.overlap is None else wish.overlap,
+        blend=wish.blend or tiling.blend,
+        ring_device=places[wish.postprocess],
+    )
+
+
 def plan_memory(
     tiling: Tiling,
     shape: tuple[int, int, int],
@@ -99,7 +111,7 @@ def plan_memory(
     """Chooses the batch and where the ring lies from what is free.
 
     Args:
-        tiling: patch and overlap.
+        tiling: patch and overlap, and where the ring lies when that is settled.
         shape: of the volume on the model's grid.
         channels: blended channels of all streams together.
         tile_bytes: the network's activations for one tile.
@@ -110,8 +122,8 @@ def plan_memory(
     plane = max(shape[1], tiling.patch_kji[1]) * max(shape[2], tiling.patch_kji[2])
     slot = 4 + channels * (2 if tiling.ring_half else 4)  # bytes of a voxel: its weight and its channels
     ring = slot * tiling.patch_kji[0] * plane
-    place = "cpu" if device.type != "cpu" and ring + tile_bytes > free else ""
-    left = free - (0 if place else ring)
+    place = tiling.ring_device or ("cpu" if device.type != "cpu" and ring + tile_bytes > free else "")
+    left = free - (0 if place == "cpu" and device.type != "cpu" else ring)
     most = 1 if device.type == "cpu" else 8  # a CPU gains nothing from batches and its cache loses
     batch = int(np.clip(left // max(tile_bytes, 1), 1, most))
     chosen = replace(tiling, batch=batch, ring_device=place)

@@ -57,8 +57,23 @@ def origin_of(
             "precision": run.precision,
             "backend": backend,
             "overlap": str(plan.tiling.overlap),
+            "blend": plan.tiling.blend,
             "memory": str(plan),
+            **_wished(run),
         },
         seconds=stages.seconds,
         warnings=warnings,
     )
+
+
+def _wished(run: Run) -> dict[str, str]:
+    """What the run sets against the card, where it does, besides what the plan tells."""
+    wish = run.overrides
+    options = {}
+    if wish.window is not None:
+        options["window"] = "x".join(str(n) for n in wish.window)
+    if wish.postprocess is not None:
+        options["postprocess"] = wish.postprocess
+    if wish.keep_features is not None:
+        options["features"] = "kept"
+    return options

@@ -22,6 +22,7 @@ from CTSegLogic.values.run import Run
 
 _EMIT = 8  # slices handed to a readout at a time
 _HALF_RANGE = 6e4  # largest sum that fp16 holds
+_CHANNELS = 4  # channels weighted at a time: a tile's fp32 products are never held whole
 _FLOOR = 1e-3  # smallest weight of a tile's corner: MONAI's importance map has the same
 
 Predict = Callable[[Tensor], Sequence[Tensor]]
@@ -241,12 +242,11 @@ class _Ring:
                 weights = self.weights[cut]
                 self.total[(slots, *window)] += weights
                 for sums, output in zip(self.sums, outputs, strict=True):
-                    tile = output[n][:, cut].to(sums.device, torch.float32)
                     target = sums[(slice(None), slots, *window)]
-                    if target.dtype == torch.float32:
-                        target.addcmul_(tile, weights)
-                    else:
-                        target += (tile * weights).clamp_(-_HALF_RANGE, _HALF_RANGE).to(target.dtype)
+                    for some, into in zip(
+                        output[n][:, cut].split(_CHANNELS), target.split(_CHANNELS), strict=True
+                    ):
+                        _weigh(some.to(sums.device, torch.float32), weights, into)
 
     def advance(self, until: int) -> None:
         """Hands out every slice before `until`, which no later tile touches, and frees its slots."""
@@ -274,6 +274,14 @@ class _Ring:
         total.zero_()
         for sums in self.sums:
             sums[:, slots].zero_()
+
+
+def _weigh(tile: Tensor, weights: Tensor, into: Tensor) -> None:
+    """Adds some channels of a tile, weighted, to their sums."""
+    if into.dtype == torch.float32:
+        into.addcmul_(tile, weights)
+    else:
+        into += (tile * weights).clamp_(-_HALF_RANGE, _HALF_RANGE).to(into.dtype)
 
 
 def _padded(image: Tensor, tiling: Tiling) -> tuple[Tensor, tuple[int, int, int]]:

@@ -16,9 +16,13 @@ _KEPT = 80
 
 
 @contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path, mode: int | None = None) -> Iterator[Path]:
     """A scratch path beside `path` that takes its place when the block ends well, and is removed when it does
     not.
+
+    Args:
+        path: the file.
+        mode: its permissions from the first byte on, at most 0o600; None gives those of any new file.
 
     Raises:
         OutputRefused: the folder is missing or read-only, or the disk is full.
@@ -31,7 +35,7 @@ def replaced(path: Path) -> Iterator[Path]:
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
-        part.chmod(0o666 & ~_umask())
+        part.chmod(0o666 & ~_umask() if mode is None else mode)
         part.replace(path)
     except OSError as error:
         raise refused(path, error) from error

@@ -22,7 +22,7 @@ from CTSegLogic.values.errors import CTSegError
 from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.prediction import Entry, Layer, Origin, Prediction
 from CTSegLogic.values.prompt import Classes, Everything, Points, Prompt, Text
-from CTSegLogic.values.run import Request
+from CTSegLogic.values.run import Overrides, Request
 from CTSegLogic.values.structures import structure_from_row, structure_to_row
 from CTSegLogic.values.volume import Volume
 
@@ -47,6 +47,7 @@ def write_job(folder: Path, volume: Volume, request: Request) -> dict[str, Any]:
         "card": request.card,
         "quality": request.quality,
         "roi": _grid_out(request.roi) if request.roi else None,
+        "overrides": _overrides_out(request.overrides),
         "before": "before.npy" if request.before is not None else None,
     }
 
@@ -72,6 +73,7 @@ def read_job(message: Mapping[str, Any]) -> tuple[Volume, Request]:
             card=message["card"],
             quality=message["quality"],
             roi=_grid_in(message["roi"]) if message["roi"] else None,
+            overrides=_overrides_in(message.get("overrides")),
             before=np.load(folder / "before.npy") if message.get("before") else None,
         )
     except (KeyError, TypeError, ValueError, OSError) as error:
@@ -134,6 +136,21 @@ def _grid_out(grid: Grid) -> dict[str, Any]:
 
 def _grid_in(table: Mapping[str, Any]) -> Grid:
     return Grid(shape=_three(table["shape"]), affine=np.asarray(table["affine"], np.float64))
+
+
+def _overrides_out(overrides: Overrides | None) -> dict[str, Any] | None:
+    if overrides is None:
+        return None
+    folder = overrides.keep_features
+    return {**asdict(overrides), "keep_features": str(folder) if folder else None}
+
+
+def _overrides_in(table: Mapping[str, Any] | None) -> Overrides | None:
+    if table is None:
+        return None
+    values = {key: _tuples(value) for key, value in table.items()}
+    folder = values["keep_features"]
+    return Overrides(**{**values, "keep_features": Path(folder) if folder else None})
 
 
 def _prompt_out(prompt: Prompt) -> dict[str, Any]:

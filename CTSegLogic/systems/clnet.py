@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from CTSegLogic.engine.backend import Accelerator
 from CTSegLogic.engine.collect import collect
 from CTSegLogic.engine.compilers import Streams
-from CTSegLogic.engine.device import MemoryPlan, autocast, pick_device, plan_memory
+from CTSegLogic.engine.device import MemoryPlan, autocast, overridden, pick_device, plan_memory
 from CTSegLogic.engine.intensity import scale_, scaler
 from CTSegLogic.engine.loss import deep_loss
 from CTSegLogic.engine.origin import Stages, origin_of
@@ -35,7 +35,7 @@ from CTSegLogic.files.weights import carried, ensure, file_sha256, file_spec, th
 from CTSegLogic.nets.clnet import ContinualNet, Decoder, DecoderPlan, Plan, classes, plan_from
 from CTSegLogic.systems.tensors import load_strictly, read_tensors, write_tensors
 from CTSegLogic.values.card import Card, Head, Prepare
-from CTSegLogic.values.errors import TaskInvalid, Unteachable
+from CTSegLogic.values.errors import CTSegError, SettingInvalid, TaskInvalid, Unteachable
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.prediction import Entry, Layer, Prediction
 from CTSegLogic.values.prompt import Ask
@@ -64,6 +64,7 @@ class ClNet:
 
     def segment(self, volume: Volume, ask: Ask, run: Run) -> Prediction:
         """The asked structures on the volume's grid (see the module's text)."""
+        _check_overrides(self, run)
         clock = Stages()
         decoders = [(head, wanted, self.decoder(head)) for head, wanted in ask.heads]
         clock.mark("load")
@@ -153,10 +154,11 @@ class ClNet:
     def _plan(self, work: Grid, readouts: Sequence[Readout], run: Run) -> MemoryPlan:
         prepare = self.card.prepare
         overlap = _FAST_OVERLAP if run.quality == "fast" else prepare.overlap
-        tiling = Tiling(patch_kji=prepare.patch_kji, overlap=overlap, blend=prepare.blend)
+        patch = run.overrides.window or prepare.patch_kji
+        tiling = overridden(Tiling(patch_kji=patch, overlap=overlap, blend=prepare.blend), self.device, run)
         # About eight full-resolution maps of the widest level live at once in an encoder-decoder.
         width = max(self.net.plan.channels[0], *(r.channels for r in readouts))
-        tile_bytes = int(np.prod(prepare.patch_kji)) * width * 4 * 8
+        tile_bytes = int(np.prod(patch)) * width * 4 * 8
         channels = sum(r.channels for r in readouts)
         return plan_memory(tiling, work.shape, channels, tile_bytes, self.device, run)
 
@@ -189,7 +191,7 @@ class ClNetLearner:
                 seen=f"{card.name} has no trained encoder yet.",
                 hint="Set train_encoder to true for its first head.",
             )
-        _check_patch(system.net.plan, task)
+        _check_patch(system.net.plan, task.patch_kji, TaskInvalid)
         torch.manual_seed(task.seed)
         if task.train_encoder:
             system.net.encoder = type(system.net.encoder)(system.net.plan).to(system.device)
@@ -283,10 +285,21 @@ def _occupied(image: Tensor, volume: Volume, prepare: Prepare) -> Tensor | None:
     return image[0] > (max(low, _AIR_HU) - subtract) / divide + 1e-4
 
 
-def _check_patch(plan: Plan, task: Task) -> None:
-    for size, stride, axis in zip(task.patch_kji, plan.stride, "kji", strict=True):
+def _check_overrides(system: ClNet, run: Run) -> None:
+    """Raises SettingInvalid for a window that the network cannot take, or features that cannot be kept."""
+    if run.overrides.window is not None:
+        _check_patch(system.net.plan, run.overrides.window, SettingInvalid)
+    if run.overrides.keep_features is not None:
+        raise SettingInvalid(
+            seen=f"{system.card.name} has a decoder per head: no features serve all of them.",
+            hint="Leave --keep-features out, or choose vista3d or ctmr.",
+        )
+
+
+def _check_patch(plan: Plan, patch: Sequence[int], kind: type[CTSegError]) -> None:
+    for size, stride, axis in zip(patch, plan.stride, "kji", strict=True):
         if size % stride or size < 2 * stride:
-            raise TaskInvalid(
+            raise kind(
                 seen=f"A patch of {size} voxels along {axis} does not suit a network that shrinks it "
                 f"{stride} times.",
                 hint=f"Use a multiple of {stride}, at least {2 * stride}.",

@@ -150,6 +150,7 @@ class Card:
         groups: what stands for several of the model's structures, and for which.
         trained_on: what each structure was learned from, for people to read.
         everything: the set that is meant when everything is asked for; "" means all organs.
+        everything_by: the same for scans of a modality ("MR") where another set is meant.
         data, limits, cite: credit, known limits and citations, one sentence each.
     """
 
@@ -170,6 +171,7 @@ class Card:
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     trained_on: Mapping[str, str] = field(default_factory=dict)
     everything: str = ""
+    everything_by: Mapping[str, str] = field(default_factory=dict)
     data: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     cite: tuple[str, ...] = ()

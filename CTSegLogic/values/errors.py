@@ -12,6 +12,7 @@ CTSegError                     the root; exit code 2
 ├── LicenseNotAccepted         the model's licence was not accepted yet  (exit code 3)
 ├── OutOfMemory                every step down was tried                 (exit code 4)
 ├── TaskInvalid                a training task contradicts itself or its data
+├── SettingInvalid             a window, overlap or other setting that the model cannot run with
 ├── Unteachable                this system or card cannot learn what was asked
 ├── PackageMissing             an optional package is needed and not installed
 └── Cancelled                  the user stopped the run                  (exit code 130)
@@ -99,11 +100,15 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error of numpy or torch, on any device, says that memory ran out."""
     # torch is not imported here; on the CPU it raises a plain RuntimeError with these words.
     named = type(error).__name__ == "OutOfMemoryError"
-    return named or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    return named or isinstance(error, MemoryError | OutOfMemory) or "can't allocate memory" in str(error)
 
 
 class TaskInvalid(CTSegError):
     """A training task contradicts itself or its data."""
+
+
+class SettingInvalid(CTSegError):
+    """A window, an overlap or another setting does not suit the model or the run."""
 
 
 class Unteachable(CTSegError):

@@ -75,15 +75,19 @@ class Ask:
         return tuple(s for _, wanted in self.heads for s in wanted)
 
 
-def resolve(prompt: Prompt, card: Card) -> Ask:
+def resolve(prompt: Prompt, card: Card, modality: str = "") -> Ask:
     """The heads and structures of `card` that serve the prompt.
+
+    Args:
+        prompt: what is asked; card: of whom.
+        modality: of the scan, where it is known: what "everything" means may depend on it.
 
     Raises:
         PromptUnknown: a word, key or set is unknown or not this model's; the hint gives the nearest.
     """
     if isinstance(prompt, Points):
         return _clicked(prompt, card)
-    keys = wanted_keys(prompt, [card])
+    keys = wanted_keys(prompt, [card], modality)
     foreign = [key for key in keys if key not in card.keys]
     if foreign:
         raise PromptUnknown(
@@ -127,7 +131,7 @@ def ask_for(keys: Sequence[str], card: Card, prompt: Prompt) -> Ask:
     return Ask(heads=tuple(heads), phrase=describe(prompt))
 
 
-def wanted_keys(prompt: Prompt, cards: Sequence[Card]) -> tuple[str, ...]:
+def wanted_keys(prompt: Prompt, cards: Sequence[Card], modality: str = "") -> tuple[str, ...]:
     """The keys a prompt asks for, given the models at hand; some may be none of theirs.
 
     Raises:
@@ -137,7 +141,8 @@ def wanted_keys(prompt: Prompt, cards: Sequence[Card]) -> tuple[str, ...]:
     if isinstance(prompt, Classes):
         return _spread(_known(prompt.keys, cards), served, cards)
     if isinstance(prompt, Everything):
-        usual = cards[0].everything if len(cards) == 1 and prompt.set is None else ""
+        only = cards[0] if len(cards) == 1 and prompt.set is None else None
+        usual = only.everything_by.get(modality, only.everything) if only else ""
         return _of_set(prompt.set or usual or None, served, cards)
     if isinstance(prompt, Text):
         return _spread(_of_text(prompt.phrase, served, cards), served, cards)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from CTSegLogic.values.errors import Cancelled
+from CTSegLogic.values.errors import Cancelled, SettingInvalid
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.prompt import Everything, Prompt
 
@@ -27,6 +28,63 @@ def _never() -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """What a user sets against a model's card; None leaves what the card says.
+
+    Models without tiles (the body's outline) take no notice.
+
+    Attributes:
+        window: voxels of a tile along the axes of the card's working grid: R, A, S for vista3d and
+            ctmr, k, j, i (S, P, L) for most others.
+        overlap: share of a tile that its neighbour repeats, 0..0.9.
+        blend: weights of a tile's voxels.
+        postprocess: where tiles are blended and labels made: "device" is the network's, "cpu" main memory;
+            None takes the device as long as its memory suffices.
+        keep_features: a folder in which features of a scan are kept, so that asking for other structures
+            of it needs no network call; only for models whose classes share features (vista3d, ctmr).
+        keep_features_gib: the most that folder may hold; the least recently used are removed.
+    """
+
+    window: tuple[int, int, int] | None = None
+    overlap: float | None = None
+    blend: Literal["gaussian", "constant"] | None = None
+    postprocess: Literal["cpu", "device"] | None = None
+    keep_features: Path | None = None
+    keep_features_gib: float = 20.0
+
+    def __post_init__(self) -> None:
+        for broken, seen, hint in (
+            (
+                self.window is not None and (len(self.window) != 3 or min(self.window) < 1),
+                f"A window of {self.window} voxels is none.",
+                "Give three sizes such as 128,128,96, or one for a cube.",
+            ),
+            (
+                self.overlap is not None and not 0 <= self.overlap <= 0.9,
+                f"An overlap of {self.overlap} is impossible.",
+                "Give a share of the window between 0 and 0.9.",
+            ),
+            (
+                self.blend not in (None, "gaussian", "constant"),
+                f"There is no blending {self.blend!r}.",
+                "Choose gaussian or constant.",
+            ),
+            (
+                self.postprocess not in (None, "cpu", "device"),
+                f"Labels cannot be made on {self.postprocess!r}.",
+                "Choose cpu or device.",
+            ),
+            (
+                not self.keep_features_gib > 0,
+                f"{self.keep_features_gib} GiB hold no features.",
+                "Give a number above 0.",
+            ),
+        ):
+            if broken:
+                raise SettingInvalid(seen=seen, hint=hint)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """The runtime of one call.
 
@@ -38,7 +96,7 @@ class Run:
         memory_gib: most memory the run may plan for on its device; None asks the machine what is free.
         workers: threads for resampling and reading.
         seed: of every random number.
-        quality: see `Request`; a session takes it from there.
+        quality, overrides: see `Request`; a session takes them from there.
         progress: called with a fraction 0..1 and the stage's name.
         cancelled: asked between tiles; True stops the run with `Cancelled`.
     """
@@ -50,6 +108,7 @@ class Run:
     workers: int = 2
     seed: int = 0
     quality: Quality = "balanced"
+    overrides: Overrides = field(default_factory=Overrides)
     progress: Callable[[float, str], None] = _silent
     cancelled: Callable[[], bool] = _never
 
@@ -69,6 +128,7 @@ class Request:
         quality: fast (overlap 0.25, labels moved to the scan), balanced (the card's overlap, smooth borders)
             or best (balanced, and the mean with the mirrored scan where the model allows it).
         roi: only this part of the scan is looked at; None looks at all of it.
+        overrides: what is set against the model's card; None leaves what the session's run has.
         before: a mask (k, j, i) on the scan's grid that the clicks of `Points` correct, or None.
     """
 
@@ -76,4 +136,5 @@ class Request:
     card: str | None = None
     quality: Quality = "balanced"
     roi: Grid | None = None
+    overrides: Overrides | None = None
     before: NDArray[np.bool_] | None = field(default=None, compare=False)

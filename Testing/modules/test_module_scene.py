@@ -6,7 +6,8 @@ import numpy as np
 import phantoms
 import pytest
 
-from modules.fake_system import masks_of
+from CTSegLogic.values.prompt import Points
+from modules.fake_system import mask_of_clicks, masks_of
 from modules.needs import slicer
 from modules.panel_driver import GRID, Driver, a_volume, names_of, voxels
 
@@ -66,6 +67,32 @@ def test_a_volume_under_a_transform_gets_its_result_in_place(panel, above):
         "the result is elsewhere in the world"
     )
     assert volume.GetTransformNodeID() == transform.GetID(), "the transform was hardened"
+
+
+@pytest.mark.parametrize("above", [a_rotation, a_warp])
+def test_clicks_under_a_transform_reach_the_system_in_the_volumes_frame(panel, above):
+    volume, transform = a_volume(), above()
+    volume.SetAndObserveTransformNodeID(transform.GetID())
+    up = vtk.vtkGeneralTransform()
+    slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(transform, None, up)
+    middle = np.asarray(GRID.shape) // 2
+    corners = np.array([[0, 0, 0], [0, 9, 9], [0, -9, 9], [0, 9, -9]])
+    places = [tuple(p) for p in GRID.world(middle + corners).tolist()]
+    place = max(places, key=lambda p: np.linalg.norm(np.subtract(up.TransformPoint(p), p)))
+    clicks = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "inside")
+    clicks.AddControlPointWorld(up.TransformPoint(place))
+    panel.choose("inputSelector", "CT")
+    panel.choose_model("fake-clicks")
+    panel.choose("positiveSelector", "inside")
+    panel.apply()
+    found = voxels(panel.node, "clicked_object", volume)
+    # The click went up and came down: a voxel on the ball's surface may turn, no more.
+    brought, left = (
+        mask_of_clicks(Points(positive_ras=(p,)), GRID) for p in (place, tuple(up.TransformPoint(place)))
+    )
+    assert (found != brought).sum() <= 1
+    assert (found != left).sum() > 5
+    assert found.any()
 
 
 def test_a_region_limits_the_run_also_under_a_transform(panel):

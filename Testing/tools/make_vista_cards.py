@@ -70,7 +70,8 @@ def card_of(table: dict[str, Any], name: str, entries: list[dict[str, Any]], **m
             labels[keys[parent]] = int(parent)
     return Card(
         name=name, version="1.0", system="vista3d", heads=heads, labels=labels, groups=groups,
-        trained_on=learned, everything="CT_BODY", cite=(PAPER,), **more,
+        trained_on=learned, everything="CT_BODY",
+        everything_by={"MR": "MRI_BODY"} if "MR" in more["modality"] else {}, cite=(PAPER,), **more,
     )  # fmt: skip
 
 
@@ -115,7 +116,8 @@ def main() -> int:
         ),
         limits=(
             RESEARCH,
-            "For MR ask for the set MRI_BODY, for a skull-stripped T1 brain MRI_BRAIN.",
+            "Everything means CT_BODY on CT and MRI_BODY on MR; "
+            "for a skull-stripped T1 brain ask for MRI_BRAIN.",
             "Its point branch was not trained: no clicks.",
         ),
     )  # fmt: skip

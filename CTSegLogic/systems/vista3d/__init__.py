@@ -9,6 +9,7 @@ so all classes share one pass and one ring: memory does not know how many were a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,19 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from CTSegLogic.engine.backend import Accelerator
+from CTSegLogic.engine.backend import Accelerated, Accelerator
 from CTSegLogic.engine.collect import collect
-from CTSegLogic.engine.device import autocast, pick_device
+from CTSegLogic.engine.device import MemoryPlan, autocast, pick_device
 from CTSegLogic.engine.origin import Stages, origin_of
 from CTSegLogic.engine.readout import Readout
-from CTSegLogic.engine.window import Shared, slide
+from CTSegLogic.engine.window import Shared, Sink, slide
 from CTSegLogic.files.shelf import Shelf
 from CTSegLogic.files.weights import threads_named
 from CTSegLogic.nets.vista3d import class_vectors, stride
 from CTSegLogic.systems.vista3d.family import Family
 from CTSegLogic.systems.vista3d.learn import VistaLearner
 from CTSegLogic.systems.vista3d.points import Kept, around_clicks, clicked, edited, fingerprint
-from CTSegLogic.systems.vista3d.prepare import in_half, planned, prepared
+from CTSegLogic.systems.vista3d.prepare import Prepared, Window, in_half, planned, prepared
+from CTSegLogic.systems.vista3d.sweep import Swept, feature_place, fitting, sweep, window_of
 from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.errors import CardInvalid
 from CTSegLogic.values.grid import Box, Grid
@@ -65,38 +67,55 @@ class Vista:
         """The asked structures on the volume's grid."""
         if ask.points_ras is not None:
             return self._clicked(volume, ask, run)
-        stages = Stages()
+        stages, window = Stages(), window_of(self.card, run)
         run.progress(0.0, "resampling")
-        ready = prepared(volume, self.card.prepare, self.card.prepare.patch_kji, self.device, run.workers)
+        ready = prepared(volume, self.card.prepare, window, self.device, run.workers)
         part = _part_of(volume.grid, ready.work)
         stages.mark("prepare")
-        readouts = self.readouts(ask, ready.work, volume.grid.cropped(part), run)
-        streams: dict[str, list[Readout]] = {}
-        for readout, (head, _) in zip(readouts, ask.heads, strict=True):
-            streams.setdefault(head.file, []).append(readout)
-        shared = [Shared(sinks) for sinks in streams.values()]
-        plan = planned(self.card, ready, self.device, run, len(streams))
-        quiet = replace(run, precision="fp32") if self.device.type == "cpu" and in_half(run) else run
-        predict = _turned(self.family.features(list(streams)), ready.turn)
-        with self.accelerator.settled(plan), torch.inference_mode():
-            of = {**{file: self.family.sums[file] for file in streams}, "turn": str(ready.turn)}
-            fast = self.accelerator.use(predict, ready.image, shared, plan, run, of=of)
-            with autocast(self.device, quiet):
-                slide(ready.image, fast, shared, plan.tiling, run)
+        attempt = functools.partial(self._swept, volume, ask, run, ready)
+        with torch.inference_mode():
+            (readouts, plan, swept), window, less = fitting(window, attempt, self.device)
+        run = replace(run, overrides=replace(run.overrides, window=window))
         stages.mark("network")
         run.progress(1.0, "labels")
         layers, entries = _collected(readouts, ask, volume.grid, part)
         stages.mark("labels")
-        said, sums = (*ready.warnings, *fast.notes), self.family.sums
-        origin = origin_of(self.card, sums, ask, run, self.device, stages, plan, said, backend=fast.name)
+        said, sums = (*ready.warnings, *less, *swept.notes), self.family.sums
+        origin = origin_of(self.card, sums, ask, run, self.device, stages, plan, said, backend=swept.backend)
         return Prediction(grid=volume.grid, layers=tuple(layers), entries=tuple(entries), origin=origin)
+
+    def _swept(
+        self, volume: Volume, ask: Ask, run: Run, ready: Prepared, window: Window
+    ) -> tuple[list[Readout], MemoryPlan, Swept]:
+        """The readouts of everything asked, filled in one pass with that window."""
+        readouts = self.readouts(ask, ready.work, volume.grid.cropped(_part_of(volume.grid, ready.work)), run)
+        streams: dict[str, list[Readout]] = {}
+        for readout, (head, _) in zip(readouts, ask.heads, strict=True):
+            streams.setdefault(head.file, []).append(readout)
+        plan = planned(self.card, ready, window, self.device, run, len(streams))
+        quiet = replace(run, precision="fp32") if self.device.type == "cpu" and in_half(run) else run
+        used = {file: self.family.sums[file] for file in streams}
+        predict = _turned(self.family.features(list(streams)), ready.turn)
+
+        def network(sinks: Sequence[Sink]) -> Accelerated:
+            shared = [Shared(part) for part in streams.values()]
+            of = {**used, "turn": str(ready.turn)}
+            with self.accelerator.settled(plan):
+                fast = self.accelerator.use(predict, ready.image, shared, plan, run, of=of)
+                with autocast(self.device, quiet):
+                    slide(ready.image, fast, sinks, plan.tiling, run)
+            return fast
+
+        scan = fingerprint(volume) if run.overrides.keep_features is not None else ""
+        place = feature_place(scan, used, self.card, ready, plan, run)
+        return readouts, plan, sweep(ready.image, network, list(streams.values()), plan, run, place)
 
     def _clicked(self, volume: Volume, ask: Ask, run: Run) -> Prediction:
         """The object that clicks mean, or a mask corrected by them."""
-        stages, prepare = Stages(), self.card.prepare
-        of = fingerprint(volume)
+        stages, window = Stages(), window_of(self.card, run)
+        of = f"{fingerprint(volume)} {window}"
         if self.kept.of != of:
-            ready = prepared(volume, prepare, prepare.patch_kji, self.device, run.workers)
+            ready = prepared(volume, self.card.prepare, window, self.device, run.workers)
             self.kept = Kept(of=of, ready=ready, encoded=self.kept.encoded)
         ready, points = self.kept.ready, ask.points_ras
         assert ready is not None
@@ -105,7 +124,7 @@ class Vista:
         index = self.card.labels.get(structure.key, _NEW)
         stages.mark("prepare")
         with torch.inference_mode(), autocast(self.device, run):
-            logits, reached = clicked(self.net, self.kept, points, index, prepare.patch_kji, run)
+            logits, reached = clicked(self.net, self.kept, points, index, window, run)
         stages.mark("network")
         if ask.before is None:
             logits = around_clicks(logits, reached, points, ready.work)
@@ -115,7 +134,7 @@ class Vista:
         mask = move(logits, ready.work, volume.grid, order=1, outside=-1.0) > 0
         stages.mark("labels")
         found = prediction_of([(mask.astype(np.uint8), {1: structure})], volume.grid)
-        plan = planned(self.card, ready, self.device, run)
+        plan = planned(self.card, ready, window, self.device, run)
         origin = origin_of(self.card, self.family.sums, ask, run, self.device, stages, plan, ready.warnings)
         return replace(found, origin=origin)
 

@@ -118,7 +118,7 @@ class VistaLearner:
                 matrix=matrix,
                 activation="exclusive",
             )
-            plan = planned(self.card, ready, device, run)
+            plan = planned(self.card, ready, self.prepare.patch_kji, device, run)
             with autocast(device, run):
                 slide(ready.image, self._features, [readout], plan.tiling, replace(run, progress=_quiet))
         return readout.finish()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from CTSegLogic.engine.device import MemoryPlan, free_bytes, plan_memory
+from CTSegLogic.engine.device import MemoryPlan, free_bytes, overridden, plan_memory
 from CTSegLogic.engine.intensity import foreground, scale_, scaler
 from CTSegLogic.engine.window import Tiling
 from CTSegLogic.values.card import Card, Prepare
@@ -25,6 +25,8 @@ from CTSegLogic.values.run import Run
 from CTSegLogic.values.volume import Volume
 
 _BEST_OVERLAP = 0.5
+
+Window = tuple[int, int, int]  # voxels along R, A, S
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,11 +74,13 @@ def prepared(
     return Prepared(image=torch.stack(parts), work=work, turn=(k, j, i), warnings=warnings)
 
 
-def planned(card: Card, ready: Prepared, device: torch.device, run: Run, streams: int = 1) -> MemoryPlan:
+def planned(
+    card: Card, ready: Prepared, window: Window, device: torch.device, run: Run, streams: int = 1
+) -> MemoryPlan:
     """Tiles and memory of a run with so many maps of features."""
     prepare, channels = card.prepare, streams * int(card.network.get("width", 48))
     sides = [0, 0, 0]
-    for size, axis in zip(prepare.patch_kji, ready.turn, strict=True):
+    for size, axis in zip(window, ready.turn, strict=True):
         sides[axis] = size
     tiling = Tiling(
         patch_kji=(sides[0], sides[1], sides[2]),
@@ -84,11 +88,12 @@ def planned(card: Card, ready: Prepared, device: torch.device, run: Run, streams
         blend=prepare.blend,
         placing="stepped",
         padding="edge",
-        ring_half=in_half(run),
+        ring_half=in_half(run) or run.overrides.keep_features is not None,
     )
+    tiling = overridden(tiling, device, run)
     # Measured on the published network: about 26 maps of its first level live at once.
     width = int(card.network.get("filters", 48))
-    tile = int(np.prod(prepare.patch_kji)) * (26 * width + 4 * channels)
+    tile = int(np.prod(window)) * (26 * width + 4 * channels)
     plan = plan_memory(tiling, ready.work.shape, channels, tile, device, run)
     if plan.ring_bytes > 0.5 * free_bytes(device, run) and not tiling.ring_half:
         halved = replace(tiling, ring_half=True)
