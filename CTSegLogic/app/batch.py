@@ -181,6 +181,8 @@ def fingerprint(asked: Asked, options: argparse.Namespace) -> str:
     parts = [
         [[card.to_json(), [s.key for s in ask.structures]] for card, ask in asked.plan],
         [asked.modality, options.quality, options.precision, options.suffix, options.naming],
+        [options.window, options.overlap, options.blend, options.backend],
+        [str(options.template), options.skull_strip],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
