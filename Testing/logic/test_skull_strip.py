@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import types
 from dataclasses import replace
@@ -14,8 +15,11 @@ import torch
 from test_brain import a_template, centred
 from test_vista3d import a_card
 
-from CTSegLogic.app.cli import main
+from CTSegLogic.app.batch import fingerprint
+from CTSegLogic.app.cli import main, parser
 from CTSegLogic.app.outputs import LABELS, TRANSFORM
+from CTSegLogic.app.segmenting import asked_of
+from CTSegLogic.app.session import Session
 from CTSegLogic.files.images import read_image, read_labels
 from CTSegLogic.files.segfile import read_segmentation, write_nifti
 from CTSegLogic.files.transforms import read_transform
@@ -243,6 +247,33 @@ def test_options_of_the_template_without_it_are_refused(tmp_path, lone, capsys):
     said = capsys.readouterr().err
     assert lone[0] in said
     assert "--template" in said
+
+
+def test_a_batch_with_another_template_is_another_batch(tmp_path, a_brain_model):
+    template = tmp_path / "template.nii.gz"
+
+    def printed(*more):
+        words = ["batch", "in", "out", "--model", a_brain_model, *more]
+        options = parser().parse_args(words)
+        asked = pickle.loads(pickle.dumps(asked_of(options, Session(CPU))))  # as processes get it
+        return fingerprint(asked, options)
+
+    written(a_template(8.0), template)
+    way = ["--everything", "MRI_BRAIN", "--modality", "MR"]
+    one = ["--template", str(template)]
+    prints = [printed(*way), printed(*way, *one), printed(*way, *one, "--skull-strip", "none")]
+    assert prints[1] == printed(*one)
+    written(a_template(7.0), template)
+    prints.append(printed(*way, *one))
+    assert len(set(prints)) == 4
+
+
+def test_a_template_that_is_not_there_is_said_before_any_work(tmp_path, capsys):
+    missing = ["--template", str(tmp_path / "none.nii.gz")]
+    assert main(["segment", "scan.nii.gz", "-o", str(tmp_path / "o.nii.gz"), *missing]) == 2
+    assert "no template" in capsys.readouterr().err
+    assert main(["batch", str(tmp_path), str(tmp_path / "out"), *missing]) == 2
+    assert "no template" in capsys.readouterr().err
 
 
 def test_an_unstripped_head_ends_in_two_lines(tmp_path, a_brain_model, capsys):
