@@ -81,12 +81,8 @@ def mask_on(path: Path, grid: Grid) -> NDArray[np.bool_]:
     return np.asarray(move((labels != 0).astype(np.uint8), own, grid, order=0), bool)
 
 
-def kept_stages(options: argparse.Namespace) -> list[Path]:
-    """The files that --keep-stages asks for, their folder made.
-
-    Raises:
-        ImageInvalid: an option of --template was given without it.
-    """
+def refuse_lone(options: argparse.Namespace) -> None:
+    """Raises ImageInvalid when an option of --template was given without it, or there is no such template."""
     given = {"--brain-mask": options.brain_mask, "--keep-stages": options.keep_stages}
     lone = [name for name, value in given.items() if value is not None]
     lone += ["--skull-strip"] if options.skull_strip != "auto" else []
@@ -95,6 +91,17 @@ def kept_stages(options: argparse.Namespace) -> list[Path]:
             seen=f"{lone[0]} belongs to the way of a brain through a template.",
             hint="Add --template FILE, a skull-stripped brain in the space the model was trained in.",
         )
+    if options.template is not None and not options.template.is_file():
+        raise ImageInvalid(seen=f"There is no template {options.template}.", hint="Check the path.")
+
+
+def kept_stages(options: argparse.Namespace) -> list[Path]:
+    """The files that --keep-stages asks for, their folder made.
+
+    Raises:
+        ImageInvalid: see `refuse_lone`.
+    """
+    refuse_lone(options)
     if options.keep_stages is None:
         return []
     try:

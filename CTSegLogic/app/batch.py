@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from CTSegLogic.app.asked import refuse_lone
 from CTSegLogic.app.crew import Crew, Processes, runs_for, share_threads
 from CTSegLogic.app.ledger import TABLES, Amount, Ledger, Row, counted, locked
 from CTSegLogic.app.outputs import say
@@ -23,6 +24,7 @@ from CTSegLogic.app.scans import Scan, find_scans, output_of, refuse_collisions
 from CTSegLogic.app.segmenting import Asked, asked_of
 from CTSegLogic.files.atomic import clear_scratch, refused
 from CTSegLogic.files.segfile import outputs_of
+from CTSegLogic.files.weights import file_sha256
 from CTSegLogic.train.record import Clock
 from CTSegLogic.values.errors import Cancelled, OutputRefused
 from CTSegLogic.values.run import Run
@@ -35,6 +37,7 @@ def batch(options: argparse.Namespace, run: Run) -> int:
     from CTSegLogic.app.session import Session
 
     runs = runs_for(run, options.devices, options.processes)
+    refuse_lone(options)
     asked = asked_of(options, Session(runs[0]))
     folder: Path = options.output
     scans = find_scans(options.folder, options.list, without=folder.absolute())
@@ -174,7 +177,7 @@ class Book:
 
 
 def fingerprint(asked: Asked, options: argparse.Namespace) -> str:
-    """A short text that changes with what decides a result: prompt, models, quality, names, format.
+    """A short text that changes with what decides a result: prompt, models, template, quality, names, format.
 
     The device, its memory and the number of processes and threads do not count.
     """
@@ -184,6 +187,8 @@ def fingerprint(asked: Asked, options: argparse.Namespace) -> str:
         [options.window, options.overlap, options.blend, options.backend],
         [str(options.template), options.skull_strip],
     ]
+    if options.template is not None:
+        parts.append([file_sha256(options.template), options.skull_strip])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

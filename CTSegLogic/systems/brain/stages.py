@@ -64,15 +64,21 @@ def bias_corrected(volume: Volume, mask: NDArray[np.bool_] | None = None, run: R
     """
     import SimpleITK as sitk
 
-    image = _itk(np.maximum(volume.array[0], 0), volume.grid)
-    inside = sitk.OtsuThreshold(image, 0, 1) if mask is None else _itk(mask, volume.grid, np.uint8)
-    factors = [int(np.clip(round(_SHRINK_MM / mm), 1, 4)) for mm in reversed(volume.grid.spacing)]
+    image = np.maximum(volume.array[0], 0).astype(np.float32)
+    if mask is None:
+        mask = sitk.GetArrayFromImage(sitk.OtsuThreshold(_itk(image, volume.grid), 0, 1)) > 0
+    box = Box.around(mask)
+    if box is None:
+        raise ImageInvalid(seen=f"The mask of {volume.name} is empty.", hint="Check the scan and its mask.")
+    box = box.grown(4).clipped(volume.grid.shape)  # the fit need not look at the air around the head
+    grid = volume.grid.cropped(box)
+    part, inside = _itk(image[box.slices], grid), _itk(mask[box.slices], grid, np.uint8)
+    factors = [int(np.clip(round(_SHRINK_MM / mm), 1, 4)) for mm in reversed(grid.spacing)]
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetMaximumNumberOfIterations(list(_N4_STEPS))
-    _run(n4, run or Run(), "The bias field", sitk.Shrink(image, factors), sitk.Shrink(inside, factors))
-    field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image))
-    corrected = np.maximum(volume.array[0], 0) / np.exp(field)
-    return replace(volume, array=corrected.astype(np.float32, copy=False)[None])
+    _run(n4, run or Run(), "The bias field", sitk.Shrink(part, factors), sitk.Shrink(inside, factors))
+    image[box.slices] /= np.exp(sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(part)))
+    return replace(volume, array=image[None])
 
 
 def scaled(volume: Volume) -> Volume:
@@ -203,7 +209,7 @@ def _run(work: Any, run: Run, what: str, *images: Any) -> None:
     import SimpleITK as sitk
 
     run.check()
-    work.SetNumberOfThreads(1)  # sums of several threads differ in their last bits
+    work.SetNumberOfWorkUnits(1)  # sums of several threads differ in their last bits
     work.AddCommand(sitk.sitkIterationEvent, lambda: work.Abort() if run.cancelled() else None)
     try:
         work.Execute(*images)
