@@ -18,6 +18,7 @@ from CTSegLogic.app.metrics import agreement
 from CTSegLogic.app.summary import Row
 from CTSegLogic.files.images import is_image, read_image, stem
 from CTSegLogic.files.segfile import read_segmentation
+from CTSegLogic.files.weights import find_card
 from CTSegLogic.train.importers import read_nnunet
 from CTSegLogic.values.errors import CTSegError, ImageInvalid
 from CTSegLogic.values.move import move
@@ -180,7 +181,7 @@ def _rows_of_model(
 ) -> list[Row]:
     truth = read_segmentation(case.labels, mapping=case.mapping)
     keys = tuple(dict.fromkeys(case.mapping.values()))
-    volume = read_image(case.images, modality="CT")
+    volume = read_image(case.images, modality=find_card(card).modality[0])
     found = session.segment(volume, Request(prompt=Classes(keys), card=card, quality=quality))
     return compare(case.name, found, truth, tolerance_mm, keys)
 
