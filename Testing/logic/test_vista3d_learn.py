@@ -194,6 +194,23 @@ def test_a_known_class_is_not_learned_twice_and_a_group_becomes_a_class(a_base, 
     assert resolve(Classes(("kidney",)), grown).structures[0].key == "kidney"
 
 
+def test_classes_that_compete_are_judged_as_they_are_read_out(a_base, a_data_set, tmp_path):
+    from CTSegLogic.engine.loss import dice_ce
+    from CTSegLogic.nets.vista3d import vectors
+
+    task = others(a_data_set, teach={"preset": "full", "exclusive": True, "distill": 0.0})
+    learner = open_system(a_base, CPU).learner(task, CPU)
+    batch = PatchSource(task, learner.prepare, tmp_path).batch(0, 0)
+    logits = torch.einsum(
+        "nc,bcxyz->bnxyz", vectors(learner.net, learner.rows), learner._features(batch.image)[0]
+    )
+    with_background = torch.nn.functional.pad(logits, (0, 0, 0, 0, 0, 0, 1, 0))
+    expected = dice_ce(with_background, batch.labels.long(), batch.annotated)
+    torch.testing.assert_close(learner.loss(batch), expected)
+    apart = open_system(a_base, CPU).learner(replace(task, teach={"preset": "full", "distill": 0.0}), CPU)
+    assert not torch.isclose(apart.loss(batch), expected)
+
+
 def test_another_working_grid_gives_a_card_of_the_new_classes_alone(a_base, a_data_set, tmp_path):
     own = {"spacing_mm": [5, 5, 5], "intensity": {"kind": "percentile", "percentiles": [1, 99]}}
     task = others(a_data_set, teach={"preset": "adapt", "prepare": own, "modality": ["MR"]})

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from CTSegLogic.engine.clicks import correcting_click
 from CTSegLogic.engine.device import autocast
 from CTSegLogic.engine.intensity import scale_, scaler
-from CTSegLogic.engine.loss import binary_dice_ce
+from CTSegLogic.engine.loss import binary_dice_ce, dice_ce
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.window import slide
 from CTSegLogic.files.atomic import replaced
@@ -197,6 +197,23 @@ class VistaLearner:
             maps = class_maps(self.net, levels)
         features = self.net.class_head.image_post_mapping(maps)
         found = vectors(self.net, self.rows)
+        if self.tuning.exclusive:
+            total = _together(found, features, labels, annotated)
+        else:
+            total = self._apart(found, features, labels, annotated, chance)
+        if self.old and self.tuning.preset != "new class" and self.tuning.distill:
+            total = total + self.tuning.distill * self._drift(image, features, chance)
+        return total
+
+    def _apart(
+        self,
+        found: Tensor,
+        features: Tensor,
+        labels: Tensor,
+        annotated: Tensor,
+        chance: np.random.Generator,
+    ) -> Tensor:
+        """The loss of drawn classes, each a question of its own."""
         losses = []
         for own, truth, drawn in zip(features, labels, annotated.tolist(), strict=True):
             chosen = _prompts(truth, drawn, self.tuning.prompts, chance)
@@ -204,10 +221,7 @@ class VistaLearner:
                 logits = (found[chosen] @ own.flatten(1).to(found.dtype)).view(len(chosen), *own.shape[1:])
                 masks = torch.stack([truth == n + 1 for n in chosen])
                 losses.append(binary_dice_ce(logits, masks).mean())
-        total = torch.stack(losses).mean() if losses else found.sum() * 0
-        if self.old and self.tuning.preset != "new class" and self.tuning.distill:
-            total = total + self.tuning.distill * self._drift(image, features, chance)
-        return total
+        return torch.stack(losses).mean() if losses else found.sum() * 0
 
     def _drift(self, image: Tensor, features: Tensor, chance: np.random.Generator) -> Tensor:
         """How far old classes have moved where nobody drew them (cross-entropy with the old network)."""
@@ -289,6 +303,13 @@ class VistaLearner:
             left, changes["groups"], changes["everything"] = [], {}, ""
             changes["points"] = self.tuning.points > 0
         return replace(card, heads=(*left, new), network=network, **changes)
+
+
+def _together(found: Tensor, features: Tensor, labels: Tensor, annotated: Tensor) -> Tensor:
+    """The loss of all classes competing with one another and with a background of logit 0."""
+    logits = torch.einsum("nc,bcxyz->bnxyz", found, features.to(found.dtype))
+    both = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
+    return dice_ce(both, labels.long(), annotated.to(labels.device))
 
 
 def _prompts(truth: Tensor, annotated: Sequence[bool], most: int, chance: np.random.Generator) -> list[int]:

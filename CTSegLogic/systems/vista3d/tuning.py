@@ -27,7 +27,9 @@ class Tuning:
         preset, branch: see the module's text.
         indices: global class index (1..511) by key; without one a known key keeps its own and a new one
             takes the next free.
-        prompts: most classes per step and patch (absent ones are asked too).
+        exclusive: classes compete (softmax with the background at 0, which is how they are read out) instead
+            of learning each for itself, as published; a network from nothing learns much faster so.
+        prompts: most classes per step and patch (absent ones are asked too); all when exclusive.
         points: share of steps that teach clicks instead of classes.
         distill: weight of old classes, as the old network sees them, where nobody drew them; taught: how
             many of them per step and patch.
@@ -38,6 +40,7 @@ class Tuning:
     preset: Literal["new class", "adapt", "full"] = "new class"
     branch: Literal["row", "head", "decoder"] = "head"
     indices: Mapping[str, int] = field(default_factory=dict)
+    exclusive: bool = False
     prompts: int = 16
     points: float = 0.0
     distill: float = 1.0
