@@ -19,7 +19,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from CTSegLogic.engine.tuning import TABLE, Tuned, applied, tuned_from
 from CTSegLogic.files.atomic import replaced
+from CTSegLogic.files.shelf import Shelf
 from CTSegLogic.files.weights import find_card
 from CTSegLogic.systems import open_system
 from CTSegLogic.train.fit import fit
@@ -53,7 +55,9 @@ def grow(path: Path, folder: Path, run: Run, *, data: Path | None = None, resume
     task = task_of(table, card, data or path.parent)
     ranks, run = joined(run)
     system = open_system(card, run)
-    grown = fit(system.learner(task, run), task, run, folder, resume=resume, ranks=ranks)
+    keep = str(system.device) == "cpu" and tuned_from(Shelf().table(TABLE)).keep_memory
+    with applied(Tuned(keep_memory=keep)):
+        grown = fit(system.learner(task, run), task, run, folder, resume=resume, ranks=ranks)
     if "name" in table and ranks.rank == 0:
         grown = replace(grown, name=table["name"])
         with replaced(folder / "card.json") as part:
