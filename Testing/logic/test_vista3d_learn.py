@@ -20,7 +20,7 @@ from CTSegLogic.engine.clicks import correcting_click
 from CTSegLogic.engine.loss import binary_dice_ce
 from CTSegLogic.files.weights import file_sha256
 from CTSegLogic.systems import open_system
-from CTSegLogic.systems.vista3d.family import DECODER, ENCODER, read_delta
+from CTSegLogic.systems.vista3d.family import DECODER, ENCODER, POINTS, read_delta
 from CTSegLogic.systems.vista3d.learn import VistaLearner
 from CTSegLogic.train.data import PatchSource
 from CTSegLogic.train.fit import fit
@@ -144,6 +144,22 @@ def test_adapting_moves_the_old_classes_along_and_keeps_the_base_file(
     assert not any(n.startswith(DECODER) for n in shared)
     found = system.segment(a_tilted_ct, resolve(Classes(grown.keys), grown), CPU)
     assert {e.structure.key for e in found.entries} == set(grown.keys)
+
+
+def test_teaching_clicks_changes_no_class(a_base, a_data_set, a_tilted_ct, tmp_path):
+    before = open_system(a_base, CPU).segment(a_tilted_ct, resolve(Classes(KEYS), a_base), CPU)
+    task = a_task(a_data_set, {"preset": "clicks"}, head="clicks", lr=0.05)
+    grown = taught(a_base, task, tmp_path)
+    assert grown.heads == a_base.heads
+    system = open_system(grown, CPU)
+    after = system.segment(a_tilted_ct, resolve(Classes(KEYS), grown), CPU)
+    assert all(np.array_equal(before.mask(key), after.mask(key)) for key in KEYS)
+    delta = read_delta(tmp_path / "clicks.safetensors")
+    assert not delta.rows
+    assert all(name.startswith(POINTS) for name in delta.tensors)
+    taught_there = system.clicker.point_head.mask_tokens.weight
+    assert torch.equal(taught_there, delta.tensors["point_head.mask_tokens.weight"])
+    assert not torch.equal(taught_there, system.net.point_head.mask_tokens.weight)
 
 
 def drift(base, task, folder) -> float:

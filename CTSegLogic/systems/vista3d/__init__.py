@@ -59,7 +59,8 @@ class Vista:
                     hint=f"Use multiples of {step}.",
                 )
         self.family = Family(card, self.device)
-        self.net = self.family.net(card.heads[0].file if card.files else "")
+        self.net = self.family.net(card.heads[0].file if card.files else "")  # of the classes
+        self.clicker = self.family.net(card.network["clicks"]) if "clicks" in card.network else self.net
         self.kept = Kept()
         self.accelerator = Accelerator(Shelf(), self.device, threads_named=threads_named())
 
@@ -124,7 +125,7 @@ class Vista:
         index = self.card.labels.get(structure.key, _NEW)
         stages.mark("prepare")
         with torch.inference_mode(), autocast(self.device, run):
-            logits, reached = clicked(self.net, self.kept, points, index, window, run)
+            logits, reached = clicked(self.clicker, self.kept, points, index, window, run)
         stages.mark("network")
         if ask.before is None:
             logits = around_clicks(logits, reached, points, ready.work)

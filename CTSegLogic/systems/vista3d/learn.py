@@ -3,7 +3,8 @@
     new class  one embedding row each, and with it nothing (`row`), a post-mapping (`head`) or a decoder of
                its own (`decoder`); whatever the model found before runs through untouched tensors
     adapt      class decoder, post-mapping and class MLP; old classes move along, held by distillation
-    full       everything; also how a new network is trained from nothing, clicks included
+    clicks     point decoder and point head on the frozen encoder; classes run through untouched tensors
+    full       everything; also how a new network is trained from nothing
 
 What a training changed is a delta file (systems/vista3d/family.py). Source: arXiv 2406.05285 3.4 and the
 continual configuration of the published bundle; its defects are not repeated: label numbers up to 511, no
@@ -82,7 +83,8 @@ class VistaLearner:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The embedding rows of the task's classes, then what the preset trains."""
-        yield self.rows
+        if not self._only_clicks:
+            yield self.rows
         for name, p in self.net.named_parameters():
             if name.startswith(self.tuning.trained):
                 yield p
@@ -94,8 +96,8 @@ class VistaLearner:
         labels = batch.labels.to(self.device)
         with torch.set_grad_enabled(self._trains(ENCODER)):
             levels = pyramid(self.net, image)
-        clicks = chance.random() < self.tuning.points
-        if clicks and bool((labels > 0).any()):
+        clicks = chance.random() < self.tuning.points and bool((labels > 0).any())
+        if clicks or self._only_clicks:
             return self._click_loss(levels, labels, chance)
         return self._class_loss(image, levels, labels, batch.annotated, chance)
 
@@ -134,7 +136,7 @@ class VistaLearner:
             write_tensors(self.net, path, half=False)
         else:
             own = {n: p for n, p in self.net.named_parameters() if n.startswith(self.tuning.trained)}
-            rows = dict(zip(self.indices, self.rows, strict=True))
+            rows = {} if self._only_clicks else dict(zip(self.indices, self.rows, strict=True))
             write_delta(Delta(tensors=own, rows=rows, made_from=self.family.sums[self.below]), path)
         grown = self._grown(name, {**files, name: file_spec(path)}, folder)
         with replaced(folder / "card.json") as part:
@@ -178,6 +180,10 @@ class VistaLearner:
         for name, p in net.named_parameters():
             p.requires_grad_(name.startswith(own) if own else False)
         return net
+
+    @property
+    def _only_clicks(self) -> bool:
+        return self.tuning.preset == "clicks"
 
     def _trains(self, part: str) -> bool:
         return part in self.tuning.trained
@@ -246,7 +252,7 @@ class VistaLearner:
                 continue
             value = present[int(chance.integers(len(present)))]
             losses.append(self._object_loss(low[n : n + 1], truth == value, self.indices[value - 1], chance))
-        return torch.stack(losses).mean()
+        return torch.stack(losses).mean() if losses else low.sum() * 0
 
     def _object_loss(
         self, low: Tensor, truth: NDArray[np.bool_], index: int, chance: np.random.Generator
@@ -292,13 +298,17 @@ class VistaLearner:
         }
         if self.fresh:
             return replace(card, heads=(new,), **changes)
+        over = {**card.network.get("over", {}), name: self.below}
+        if self._only_clicks:
+            network = {**card.network, "over": over, "clicks": name}
+            return replace(card, files=files, folder=folder, points=True, network=network)
         moved = self.tuning.preset != "new class"
         left = [
             replace(h, file=name if moved and h.file == self.below else h.file, structures=keys)
             for h in card.heads
             if (keys := tuple(k for k in h.structures if k not in task.structures))
         ]
-        network = {**card.network, "over": {**card.network.get("over", {}), name: self.below}}
+        network = {**card.network, "over": over}
         if self.tuning.prepare:
             left, changes["groups"], changes["everything"] = [], {}, ""
             changes["points"] = self.tuning.points > 0

@@ -16,7 +16,7 @@ from CTSegLogic.values.task import Task
 
 _FIRST_FREE = 133  # indices from here on belong to no class of the published point head
 _BRANCHES = {"row": (), "head": (MAPPING,), "decoder": (MAPPING, DECODER)}
-_PRESETS = {"adapt": (MAPPING, MLP, DECODER), "full": (MAPPING, MLP, DECODER, ENCODER)}
+_PRESETS = {"clicks": (), "adapt": (MAPPING, MLP, DECODER), "full": (MAPPING, MLP, DECODER, ENCODER)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +30,14 @@ class Tuning:
         exclusive: classes compete (softmax with the background at 0, which is how they are read out) instead
             of learning each for itself, as published; a network from nothing learns much faster so.
         prompts: most classes per step and patch (absent ones are asked too); all when exclusive.
-        points: share of steps that teach clicks instead of classes.
+        points: share of steps that teach clicks instead of classes (presets adapt and full).
         distill: weight of old classes, as the old network sees them, where nobody drew them; taught: how
             many of them per step and patch.
         prepare: another working grid or intensity; the new card then finds the new classes only.
         modality: of the new card.
     """
 
-    preset: Literal["new class", "adapt", "full"] = "new class"
+    preset: Literal["new class", "clicks", "adapt", "full"] = "new class"
     branch: Literal["row", "head", "decoder"] = "head"
     indices: Mapping[str, int] = field(default_factory=dict)
     exclusive: bool = False
@@ -53,7 +53,7 @@ class Tuning:
         """The first letters of the names of trained tensors."""
         if self.preset == "new class":
             return _BRANCHES[self.branch]
-        return _PRESETS[self.preset] + (POINTS if self.points else ())
+        return _PRESETS[self.preset] + (POINTS if self.points or self.preset == "clicks" else ())
 
 
 def tuning_of(task: Task) -> Tuning:
@@ -78,7 +78,10 @@ def tuning_of(task: Task) -> Tuning:
         ),
         (not all(0 < n < INDICES for n in tuning.indices.values()), f"indices lie in 1..{INDICES - 1}"),
         (len(set(tuning.indices.values())) < len(tuning.indices), "two classes share an index"),
-        (bool(tuning.prepare) and tuning.preset == "new class", "another working grid needs adapt or full"),
+        (
+            bool(tuning.prepare) and tuning.preset in ("new class", "clicks"),
+            "another working grid needs adapt or full",
+        ),
     ):
         if broken:
             raise TaskInvalid(seen=f"Task {task.head!r}: {seen}.", hint="Mend `teach` in the task file.")
