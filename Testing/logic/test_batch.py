@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 import dicom_phantoms
 import numpy as np
 import pytest
+from interrupted import interrupted
 
 from CTSegLogic.app.batch import batch
 from CTSegLogic.app.cli import main, parser
@@ -304,18 +304,10 @@ def test_cancelling_ends_within_a_tile_and_keeps_what_is_done(folder, a_tiny_car
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-def test_ctrl_c_ends_with_code_130(folder, monkeypatch, capsys):
-    from CTSegLogic.nets.clnet import Encoder
-
-    forward = Encoder.forward
-
-    def interrupting(self, x):
-        os.kill(os.getpid(), signal.SIGINT)
-        return forward(self, x)
-
-    monkeypatch.setattr(Encoder, "forward", interrupting)
-    assert run_batch(folder) == 130
-    assert "--resume" in capsys.readouterr().err
+def test_ctrl_c_ends_with_code_130(folder):
+    done = interrupted(["batch", str(folder), str(folder.parent / "out"), *ASK])
+    assert done.returncode == 130, done.stderr
+    assert "--resume" in done.stderr
     assert set(statuses(folder).values()) == {"cancelled"}
 
 
