@@ -83,6 +83,21 @@ class Vista:
         ready = prepared(volume, self.card.prepare, window, self.device, run.workers)
         part = _part_of(volume.grid, ready.work)
         stages.mark("prepare")
+        (readouts, plan, said), window, less = self._network(ready, window, volume, part, ask, run)
+        warnings = ready.warnings + less + said
+        del ready  # the network's input is no longer needed, and as large as four label maps
+        run = replace(run, overrides=replace(run.overrides, window=window))
+        stages.mark("network")
+        run.progress(1.0, "labels")
+        layers, entries = _collected(readouts, ask, volume.grid, part)
+        stages.mark("labels")
+        origin = origin_of(self.card, self.sums, ask, run, self.device, stages, plan, warnings)
+        return Prediction(grid=volume.grid, layers=tuple(layers), entries=tuple(entries), origin=origin)
+
+    def _network(
+        self, ready: Prepared, window: Window, volume: Volume, part: Box, ask: Ask, run: Run
+    ) -> tuple[tuple[list[Readout], MemoryPlan, tuple[str, ...]], Window, tuple[str, ...]]:
+        """Full readouts, the plan and what is to be said; the window that fitted; a warning if smaller."""
         quiet = replace(run, precision="fp32") if self.device.type == "cpu" and _half(run) else run
 
         def attempt(window: Window) -> tuple[list[Readout], MemoryPlan, tuple[str, ...]]:
@@ -94,16 +109,7 @@ class Vista:
             return readouts, plan, said
 
         with torch.inference_mode(), autocast(self.device, quiet):
-            (readouts, plan, said), window, less = fitting(window, attempt, self.device)
-        run = replace(run, overrides=replace(run.overrides, window=window))
-        stages.mark("network")
-        run.progress(1.0, "labels")
-        layers, entries = _collected(readouts, ask, volume.grid, part)
-        stages.mark("labels")
-        origin = origin_of(
-            self.card, self.sums, ask, run, self.device, stages, plan, ready.warnings + less + said
-        )
-        return Prediction(grid=volume.grid, layers=tuple(layers), entries=tuple(entries), origin=origin)
+            return fitting(window, attempt, self.device)
 
     def _clicked(self, volume: Volume, ask: Ask, run: Run) -> Prediction:
         """The object that clicks mean, or a mask corrected by them."""
