@@ -70,8 +70,8 @@ def a_tiny_card(tmp_path) -> Card:
     """A CL-Net with random weights and two heads, written as a model on disk."""
     import torch
 
+    from CTSegLogic.files.weights import file_spec
     from CTSegLogic.nets.clnet import ContinualNet, DecoderPlan, plan_from
-    from CTSegLogic.systems.clnet import file_spec
     from CTSegLogic.systems.tensors import write_tensors
 
     torch.manual_seed(0)
@@ -99,3 +99,36 @@ def a_tiny_card(tmp_path) -> Card:
     )
     (folder / "card.json").write_text(card.to_json(), encoding="utf-8")
     return card
+
+
+@pytest.fixture(scope="session")
+def a_data_set(tmp_path_factory):
+    """An nnU-Net folder of five phantoms with two balls each, and two test cases."""
+    import json
+
+    from CTSegLogic.files.segfile import write_nifti
+
+    folder = tmp_path_factory.mktemp("data") / "Task001_Balls"
+    rng = np.random.default_rng(0)
+    for part, count in (("Tr", 5), ("Ts", 2)):
+        for kind in ("images", "labels"):
+            (folder / f"{kind}{part}").mkdir(parents=True)
+        for n in range(count):
+            grid = phantoms.tilted_grid((24, 28, 32), (4, 4, 4))
+            shift = rng.uniform(-6, 6, 3)
+            balls = (
+                phantoms.Ball(tuple(np.array([-30, 0, 0]) + shift), 16, 150.0),
+                phantoms.Ball(tuple(np.array([30, 0, 0]) + shift), 16, 350.0),
+            )
+            labels = np.zeros(grid.shape, np.uint8)
+            for value, ball in enumerate(balls, start=1):
+                labels[phantoms.inside(ball, grid)] = value
+            write_nifti(
+                phantoms.ct_of(grid, balls, noise=10).array[0],
+                grid,
+                folder / f"images{part}/c{n}_0000.nii.gz",
+            )
+            write_nifti(labels, grid, folder / f"labels{part}/c{n}.nii.gz")
+    table = {"labels": {"0": "background", "1": "kidney_left", "2": "kidney_right"}, "modality": {"0": "CT"}}
+    (folder / "dataset.json").write_text(json.dumps(table))
+    return folder

@@ -64,3 +64,36 @@ def ct_of(
     if noise:
         hu += np.random.default_rng(0).normal(0, noise, grid.shape)
     return Volume(array=np.rint(hu).astype(np.int16)[None], grid=grid, modality="CT", name="phantom")
+
+
+# Within a brain of 65 x 80 x 58 mm (half axes): dark ventricles, bright nuclei, none at a mirror's place.
+NUCLEI = (Ball((-22, 18, 8), 13, 900.0), Ball((26, -28, -6), 11, 780.0), Ball((6, 38, 26), 9, 250.0))
+
+
+def shell(grid: Grid, by_mm: float = 0.0, scale: float = 1.0) -> np.ndarray:
+    """The voxels inside the phantom brain's ellipsoid, grown by so many mm."""
+    axes = np.array([65.0, 80.0, 58.0]) * scale + by_mm
+    return (np.square(world_of(grid) / axes)).sum(axis=-1) <= 1
+
+
+def head_of(grid: Grid, *, skull: bool = True, air: float = 0.0, scale: float = 1.0) -> Volume:
+    """A T1 of a brain with nuclei, and around it fluid, dark bone and bright scalp; `air` is noise in the
+    air."""
+    image = np.zeros(grid.shape)
+    if skull:
+        image[shell(grid, 16, scale)] = 1000
+        image[shell(grid, 11, scale)] = 60
+        image[shell(grid, 3, scale)] = 160
+    image[shell(grid, 0, scale)] = 480
+    image[shell(grid, -6, scale)] = 640
+    # Without folds an ellipsoid lies on itself at any turn.
+    x, y, z = np.moveaxis(world_of(grid), -1, 0)
+    waves = np.sin(x / 6 + 1) * np.cos(y / 7) + np.sin(y / 5 - z / 8) + np.cos(z / 6 + x / 10 + 2)
+    image[shell(grid, 0, scale)] += 70 * waves[shell(grid, 0, scale)]
+    fissure = (np.abs(x - 2) < 2.5) & (z > 10) & shell(grid, 0, scale)
+    image[fissure | (shell(grid, 0, scale) & (z < -38) & (y > 0))] = 160
+    for ball in NUCLEI:
+        image[inside(ball, grid)] = ball.hu
+    if air:
+        image += np.abs(np.random.default_rng(0).normal(0, air, grid.shape))
+    return Volume(array=np.rint(image).astype(np.int16)[None], grid=grid, modality="MR", name="head")

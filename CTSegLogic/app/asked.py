@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from CTSegLogic.app.outputs import stage_files
+from CTSegLogic.files.atomic import refused
 from CTSegLogic.files.images import read_labels
 from CTSegLogic.files.points import read_points
 from CTSegLogic.files.weights import find_card
@@ -16,6 +18,8 @@ from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.move import move
 from CTSegLogic.values.prompt import Classes, Everything, Prompt, Text
 from CTSegLogic.values.run import Overrides
+
+BRAIN_SET = "MRI_BRAIN"  # what --template asks for when nothing else is named
 
 
 def prompt_of(options: argparse.Namespace) -> Prompt:
@@ -28,6 +32,8 @@ def prompt_of(options: argparse.Namespace) -> Prompt:
         return read_points(options.points)
     if options.labels is not None:
         return Classes(_numbered(options.labels, options.model))
+    if options.everything is None and options.template is not None:
+        return Everything(BRAIN_SET)
     return Everything(options.everything or None)
 
 
@@ -73,6 +79,36 @@ def mask_on(path: Path, grid: Grid) -> NDArray[np.bool_]:
     """What a label file marks, as a mask on the scan's grid."""
     labels, own = read_labels(path)
     return np.asarray(move((labels != 0).astype(np.uint8), own, grid, order=0), bool)
+
+
+def refuse_lone(options: argparse.Namespace) -> None:
+    """Raises ImageInvalid when an option of --template was given without it, or there is no such template."""
+    given = {"--brain-mask": options.brain_mask, "--keep-stages": options.keep_stages}
+    lone = [name for name, value in given.items() if value is not None]
+    lone += ["--skull-strip"] if options.skull_strip != "auto" else []
+    if lone and options.template is None:
+        raise ImageInvalid(
+            seen=f"{lone[0]} belongs to the way of a brain through a template.",
+            hint="Add --template FILE, a skull-stripped brain in the space the model was trained in.",
+        )
+    if options.template is not None and not options.template.is_file():
+        raise ImageInvalid(seen=f"There is no template {options.template}.", hint="Check the path.")
+
+
+def kept_stages(options: argparse.Namespace) -> list[Path]:
+    """The files that --keep-stages asks for, their folder made.
+
+    Raises:
+        ImageInvalid: see `refuse_lone`.
+    """
+    refuse_lone(options)
+    if options.keep_stages is None:
+        return []
+    try:
+        options.keep_stages.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refused(options.keep_stages, error) from error
+    return stage_files(options.keep_stages)
 
 
 def _numbered(text: str, model: str | None) -> tuple[str, ...]:

@@ -19,10 +19,12 @@ from typing import Any, TextIO
 
 from CTSegLogic.app import commands, segmenting, teaching
 from CTSegLogic.app.asked import overrides_of
+from CTSegLogic.app.batch import add_batch, batch
 from CTSegLogic.values.errors import Cancelled, CTSegError
 from CTSegLogic.values.run import Run
 
 _MAIN = "Segments CT (and MR) by name, by text or everything, and learns new structures. Research use only."
+_NAMING = ("name", "snomed", "totalsegmentator", "tg263")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,8 +66,10 @@ def parser() -> argparse.ArgumentParser:
     _models(sub)
     _segment(sub)
     _demo(sub)
+    _batch(sub)
     _evaluate(sub)
     _train(sub)
+    _prepare(sub)
     _worker(sub)
     for command in sub.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -93,6 +97,9 @@ def _catalogue(sub: Any) -> None:
     p.set_defaults(run=commands.explain)
     p = sub.add_parser("doctor", help="versions, devices, models and a self-test")
     p.add_argument("--json", action="store_true", help="for programs")
+    p.add_argument(
+        "--tune", action="store_true", help="measure how this computer runs networks fastest, and keep it"
+    )
     p.set_defaults(run=commands.doctor)
 
 
@@ -109,28 +116,47 @@ def _models(sub: Any) -> None:
     p.set_defaults(run=commands.remove)
 
 
-def _asked(p: argparse.ArgumentParser) -> None:
-    """What to segment and how: shared by every command that segments."""
+def _asked(p: argparse.ArgumentParser, *, one_scan: bool = True) -> None:
+    """What to segment and how: shared by every command that segments; clicks and regions are of one scan."""
     p.add_argument(
         "--model", metavar="CARD", help="a model's name, card file or folder (default: the one that serves)"
     )
     what = p.add_mutually_exclusive_group()
     what.add_argument("--structures", metavar="A,B", help="keys, see `ctseg list structures`")
     what.add_argument("--labels", metavar="3,5", help="the publisher's numbers of the named --model")
-    what.add_argument("--points", type=Path, metavar="FILE.json", help="clicks, RAS mm, or .mrk.json")
     what.add_argument("--text", metavar="PHRASE", help='such as "both parotids and the spinal cord"')
     what.add_argument(
         "--everything", metavar="SET", nargs="?", const="", help="all organs, or those of a set"
     )
-    p.add_argument("--prior", type=Path, metavar="SEG", help="a mask that --points correct")
-    p.add_argument("--roi", type=Path, metavar="FILE", help="label map; only the box around it is looked at")
     p.add_argument("--quality", choices=("fast", "balanced", "best"), default="balanced")
     p.add_argument("--modality", choices=("CT", "MR"), help="of files that do not say (default: the model's)")
-    p.add_argument(
-        "--series", metavar="UID", help="which series of a DICOM folder (its UID or the end of it)"
-    )
+    p.set_defaults(points=None, prior=None, roi=None, series=None)
+    if one_scan:
+        what.add_argument("--points", type=Path, metavar="FILE.json", help="clicks, RAS mm, or .mrk.json")
+        p.add_argument("--prior", type=Path, metavar="SEG", help="a mask that --points correct")
+        p.add_argument(
+            "--roi", type=Path, metavar="FILE", help="label map; only the box around it is looked at"
+        )
+        p.add_argument(
+            "--series", metavar="UID", help="which series of a DICOM folder (its UID or the end of it)"
+        )
+    _brain(p, one_scan)
     _tiles(p)
-    _runtime(p)
+    _runtime(p, threads="--workers" if one_scan else "--threads")
+
+
+def _brain(p: argparse.ArgumentParser, one_scan: bool) -> None:
+    """The way of a brain MR through a template."""
+    p.add_argument(
+        "--template", type=Path, metavar="FILE", help="stripped brain: MR is segmented in its space"
+    )
+    p.add_argument(
+        "--skull-strip", default="auto", metavar="auto|none|hd-bet|FILE", help="FILE: SynthStrip's weights"
+    )
+    p.set_defaults(brain_mask=None, keep_stages=None)
+    if one_scan:
+        p.add_argument("--brain-mask", type=Path, metavar="FILE", help="where the brain is, for --template")
+        p.add_argument("--keep-stages", type=Path, metavar="DIR", help="what each step of --template made")
 
 
 def _tiles(p: argparse.ArgumentParser) -> None:
@@ -159,11 +185,17 @@ def _tiles(p: argparse.ArgumentParser) -> None:
     )
 
 
-def _runtime(p: argparse.ArgumentParser) -> None:
+def _runtime(p: argparse.ArgumentParser, threads: str = "--workers") -> None:
     p.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
     p.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    p.add_argument(
+        "--backend",
+        choices=("auto", "torch", "openvino", "tensorrt"),
+        default="torch",
+        help="what runs the network; believed only where its labels agree with torch's",
+    )
     p.add_argument("--memory", type=float, metavar="GIB", help="most memory to plan for")
-    p.add_argument("--workers", type=int, default=2, metavar="N", help="threads for resampling")
+    p.add_argument(threads, dest="workers", type=int, default=2, metavar="N", help="threads for resampling")
 
 
 def _segment(sub: Any) -> None:
@@ -174,7 +206,7 @@ def _segment(sub: Any) -> None:
     p.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help=".seg.nrrd .nii.gz .seg.dcm .rt.dcm"
     )
-    p.add_argument("--naming", choices=("name", "snomed", "totalsegmentator", "tg263"), default="name")
+    p.add_argument("--naming", choices=_NAMING, default="name")
     p.add_argument("--preview", type=Path, metavar="PNG", help="a picture of the result")
     p.add_argument("--report", type=Path, metavar="JSON", help="volumes, confidence, warnings, seconds")
     p.add_argument("--overwrite", action="store_true", help="replace files that exist")
@@ -194,6 +226,16 @@ def _demo(sub: Any) -> None:
     p.set_defaults(run=segmenting.demo)
 
 
+def _batch(sub: Any) -> None:
+    p = sub.add_parser("batch", help="segment every scan of a folder, with a table of what became of each")
+    add_batch(p)
+    p.add_argument("--naming", choices=_NAMING, default="name")
+    p.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    p.add_argument("--json", action="store_true", help="every scan on stdout, for programs")
+    _asked(p, one_scan=False)
+    p.set_defaults(run=batch)
+
+
 def _evaluate(sub: Any) -> None:
     p = sub.add_parser(
         "evaluate", help="Dice, surface Dice and HD95 of files, folders or a model against truth"
@@ -202,12 +244,20 @@ def _evaluate(sub: Any) -> None:
     p.add_argument(
         "truth", metavar="TRUTH", type=Path, help="segmentation, folder, or (for a model) nnU-Net data set"
     )
-    p.add_argument("-o", "--output", type=Path, metavar="DIR", help="evaluation.csv and evaluation.json")
+    p.add_argument("-o", "--output", type=Path, metavar="DIR", help="evaluation.csv, .json and -summary.csv")
     p.add_argument("--csv", type=Path, metavar="FILE", help="one row per case and structure")
     p.add_argument(
-        "--mapping", metavar="NAME_OR_JSON", help="label values to keys (default: from the data set)"
+        "--mapping",
+        metavar="NAME_OR_JSON",
+        help="label values to keys (default: from the data set); each then counts in every case",
     )
+    p.add_argument(
+        "--tolerance", type=float, default=3.0, metavar="MM", help="of surface Dice (default: 3 mm)"
+    )
+    p.add_argument("--processes", type=int, metavar="N", help="cases are dealt to N processes")
+    p.add_argument("--devices", metavar="A,B", help="of a model: a process on each, such as cuda:0,cuda:1")
     p.add_argument("--json", action="store_true", help="the summary for programs")
+    p.add_argument("--clicks", metavar="1,3,5", help="how good a model is after so many simulated clicks")
     p.add_argument("--overwrite", action="store_true", help="replace files that exist")
     p.add_argument("--quality", choices=("fast", "balanced", "best"), default="balanced")
     _runtime(p)
@@ -225,8 +275,19 @@ def _train(sub: Any) -> None:
     )
     p.add_argument("--resume", action="store_true", help="go on after the last whole epoch")
     p.add_argument("--publish", action="store_true", help="make the result a model known by name")
+    p.add_argument("--devices", type=int, default=1, metavar="N", help="processes that share each batch")
     _runtime(p)
     p.set_defaults(run=teaching.train)
+
+
+def _prepare(sub: Any) -> None:
+    p = sub.add_parser("prepare", help="write a data list with folds for a folder of labelled scans")
+    p.add_argument("dataset", metavar="DATASET_DIR", type=Path)
+    p.add_argument("-o", "--output", type=Path, required=True, metavar="LIST.json", help="the data list")
+    p.add_argument("--folds", type=int, default=5, metavar="N", help="fold 0 validates")
+    p.add_argument("--seed", type=int, default=0, help="of the shuffling")
+    p.add_argument("--overwrite", action="store_true", help="replace the file")
+    p.set_defaults(run=teaching.prepare)
 
 
 def _worker(sub: Any) -> None:
@@ -240,6 +301,7 @@ def _run_of(options: argparse.Namespace, stop: threading.Event) -> Run:
     return Run(
         device=getattr(options, "device", "auto"),
         precision=getattr(options, "precision", "auto"),
+        backend=getattr(options, "backend", "torch"),
         memory_gib=getattr(options, "memory", None),
         workers=getattr(options, "workers", 2),
         overrides=overrides_of(options),

@@ -94,8 +94,10 @@ def explain(options: argparse.Namespace, run: Run) -> int:
 
 def doctor(options: argparse.Namespace, run: Run) -> int:
     """Prints versions, devices, models and a self-test; exit code 3 when something is wrong."""
-    from CTSegLogic.app.doctor import examine
+    from CTSegLogic.app.doctor import examine, tune
 
+    if options.tune:
+        tune()
     table = examine(run)
     if options.json:
         say(table)

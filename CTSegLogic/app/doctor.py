@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import time
@@ -12,7 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from CTSegLogic.engine.backend import BACKENDS
+from CTSegLogic.engine.compilers import has_native_bf16
 from CTSegLogic.engine.device import free_bytes
+from CTSegLogic.engine.tuning import TABLE, TUNED, candidates, measured, tuned_from
+from CTSegLogic.files.shelf import Shelf
 from CTSegLogic.files.weights import cards, home, installed, place_of, verify
 from CTSegLogic.values.errors import CTSegError
 from CTSegLogic.values.run import Run
@@ -46,6 +49,7 @@ def examine(run: Run) -> dict[str, dict[str, Any]]:
             "system": platform.platform(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "tuned": _tuned(),
         },
         "devices": _devices(run),
         "self-test": _self_test(problems),
@@ -62,6 +66,25 @@ def examine(run: Run) -> dict[str, dict[str, Any]]:
     return table
 
 
+def tune() -> None:
+    """Measures how this computer runs networks fastest and keeps it for every later run."""
+    Shelf().note(TABLE, TUNED, measured(candidates()))
+
+
+def _tuned() -> str:
+    """What `tune` chose, in words."""
+    table = Shelf().table(TABLE)
+    tuned = tuned_from(table)
+    kept = (
+        "freed memory is kept while a network runs" if tuned.keep_memory else "freed memory goes back at once"
+    )
+    if TUNED not in table:
+        return f"not yet (`ctseg doctor --tune`); {kept} where the system is glibc"
+    return (
+        f"{tuned.threads} threads, {kept}, {table[TUNED].get('times_faster', '?')} times as fast as untuned"
+    )
+
+
 def _version(name: str) -> str:
     try:
         return metadata.version(name)
@@ -71,20 +94,17 @@ def _version(name: str) -> str:
 
 def _devices(run: Run) -> dict[str, Any]:
     free = free_bytes(torch.device("cpu"), run) / 2**30
-    found = {"cpu": f"{free:.1f} GiB free, bf16 {'yes' if _has_bf16() else 'no'}"}
+    found = {"cpu": f"{free:.1f} GiB free, bf16 {'yes' if has_native_bf16() else 'no'}"}
     for n in range(torch.cuda.device_count()):
         free = free_bytes(torch.device("cuda", n), run)
         found[f"cuda:{n}"] = f"{torch.cuda.get_device_name(n)}, {free / 2**30:.1f} GiB free"
     if torch.backends.mps.is_available():
         found["mps"] = "Apple GPU"
-    found["openvino"] = (
-        "installed" if importlib.util.find_spec("openvino") else "not installed (faster on the CPU)"
-    )
+    for name, backend in BACKENDS.items():
+        kinds = ", ".join(backend.precisions(torch.device(backend.device)))
+        missing = f"not installed (faster on {backend.device}: pip install {backend.package})"
+        found[name] = f"{backend.version} for {backend.device}, {kinds}" if backend.version else missing
     return found
-
-
-def _has_bf16() -> bool:
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 def _self_test(problems: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a command prints for programs, and where it may write."""
+"""What a command prints for programs, where it may write, and how the kept stages of a brain are called."""
 
 from __future__ import annotations
 
@@ -7,12 +7,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from CTSegLogic.files.segfile import outputs_of
 from CTSegLogic.values.errors import OutputRefused
+
+STRIPPED, CORRECTED, PLACED = "stripped.nii.gz", "corrected.nii.gz", "in-template.nii.gz"
+LABELS, TRANSFORM = "labels-in-template.nii.gz", "to-template.tfm"
 
 
 def say(table: Any) -> None:
     """Prints a table as JSON on stdout."""
     sys.stdout.write(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+
+
+def stage_files(folder: Path) -> list[Path]:
+    """Every file that a brain's kept stages make in a folder."""
+    return [
+        *(folder / name for name in (STRIPPED, CORRECTED, PLACED, TRANSFORM)),
+        *outputs_of(folder / LABELS),
+    ]
 
 
 def refuse_trouble(outputs: list[Path], overwrite: bool) -> None:

@@ -5,22 +5,31 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from CTSegLogic.app.outputs import refuse_trouble, say
+from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.weights import find_card, publish
 from CTSegLogic.values.errors import PromptUnknown
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.structures import foreign_labels
 
+if TYPE_CHECKING:
+    from CTSegLogic.app.evaluate import Row
+
 
 def evaluate(options: argparse.Namespace, run: Run) -> None:
     """Prints how well files, or a model on a data set's test scans, agree with truth."""
-    from CTSegLogic.app.evaluate import as_text, evaluate_files, evaluate_model, summary, write_results
-    from CTSegLogic.app.session import Session
+    from CTSegLogic.app.evaluate import evaluate_files
+    from CTSegLogic.app.summary import FILES, as_json, as_text, write_results
 
-    tables = [options.output / f"evaluation{e}" for e in (".csv", ".json")] if options.output else []
+    if options.tolerance < 0:
+        raise PromptUnknown(
+            seen=f"A tolerance of {options.tolerance:g} mm is below zero.", hint="Give 3, say."
+        )
+    tables = [options.output / name for name in FILES] if options.output else []
     for folder in [options.output] if options.output else []:
         folder.mkdir(parents=True, exist_ok=True)
     refuse_trouble([*tables, *([options.csv] if options.csv else [])], options.overwrite)
@@ -28,33 +37,89 @@ def evaluate(options: argparse.Namespace, run: Run) -> None:
     found = Path(options.found)
     if found.exists() and not (found / "card.json").is_file():
         numbers = {int(k): v for k, v in mapping.items()} if mapping else None
-        rows = list(evaluate_files(found, options.truth, numbers))
+        runs = [run] * max(options.processes or 1, 1)
+        rows = evaluate_files(found, options.truth, numbers, tolerance_mm=options.tolerance, runs=runs)
     else:
-        card = find_card(options.found)
-        rows = list(
-            evaluate_model(
-                Session(run), options.found, options.truth, quality=options.quality, mapping=mapping
-            )
-        )
-        sys.stderr.write(f"{card.name} {card.version} on {options.truth.name}, quality {options.quality}\n")
+        rows = _judged(options, run, mapping)
     write_results(rows, options.output, options.csv)
     if options.json:
-        say(summary(rows))
+        say(as_json(rows))
     else:
-        sys.stdout.write(as_text(rows) + "\n")
+        sys.stdout.write(as_text(rows) + f"\nSurface Dice within {options.tolerance:g} mm.\n")
 
 
 def train(options: argparse.Namespace, run: Run) -> None:
-    """Trains the head of a task file."""
+    """Trains the head of a task file; several devices by starting this command anew under torchrun."""
     from CTSegLogic.train.grow import grow
+    from CTSegLogic.train.ranks import launched, started
 
-    card = grow(options.task, options.output, run, data=options.data, resume=options.resume)
+    if options.devices > 1 and not started():
+        launched(_arguments(options), options.devices)
+        card = find_card(str(options.output))
+    else:
+        card = grow(options.task, options.output, run, data=options.data, resume=options.resume)
+        if started():
+            return
     sys.stdout.write(
         f"{card.name} {card.version}: heads {', '.join(h.name for h in card.heads)} in {options.output}\n"
     )
     if options.publish:
         published = publish(options.output)
         sys.stdout.write(f"Published as {published.name}.\n")
+
+
+def _judged(options: argparse.Namespace, run: Run, mapping: Mapping[str, str] | None) -> Sequence[Row]:
+    """Rows of a model on a data set's test scans, by name or by clicks."""
+    from CTSegLogic.app.clicks import evaluate_clicks
+    from CTSegLogic.app.crew import runs_for
+    from CTSegLogic.app.evaluate import evaluate_model_on
+    from CTSegLogic.app.session import Session
+
+    card, counts = find_card(options.found), _counts(options.clicks)
+    sys.stderr.write(f"{card.name} {card.version} on {options.truth.name}, quality {options.quality}\n")
+    if counts:
+        return list(evaluate_clicks(Session(run), options.found, options.truth, counts, mapping=mapping))
+    return evaluate_model_on(
+        runs_for(run, options.devices, options.processes),
+        options.found,
+        options.truth,
+        quality=options.quality,
+        mapping=mapping,
+        tolerance_mm=options.tolerance,
+    )
+
+
+def prepare(options: argparse.Namespace, run: Run) -> None:
+    """Writes a data list with folds."""
+    del run
+    from CTSegLogic.train.datalist import datalist_of
+
+    refuse_trouble([options.output], options.overwrite)
+    table = datalist_of(options.dataset, options.folds, options.seed)
+    with replaced(options.output) as part:
+        part.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(
+        f"{len(table['training'])} cases in {options.folds} folds, {len(table['testing'])} for testing: "
+        f"{options.output}\n"
+    )
+
+
+def _arguments(options: argparse.Namespace) -> list[str]:
+    """The same training as a command line for each of several processes."""
+    paths = ["train", str(options.task), "-o", str(options.output)]
+    paths += ["--data", str(options.data)] if options.data else []
+    paths += ["--resume"] if options.resume else []
+    return [*paths, "--device", options.device, "--precision", options.precision]
+
+
+def _counts(text: str | None) -> list[int]:
+    try:
+        counts = sorted({int(part) for part in (text or "").split(",") if part.strip()})
+    except ValueError:
+        counts = [0]
+    if counts and counts[0] < 1:
+        raise PromptUnknown(seen=f"--clicks {text} is no list of numbers from 1.", hint="Write it as 1,3,5.")
+    return counts
 
 
 def _mapping(text: str | None) -> Mapping[str, str] | None:

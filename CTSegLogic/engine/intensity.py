@@ -1,15 +1,18 @@
-"""Intensity scaling as cards declare it (`Intensity`), applied in place to float arrays."""
+"""Intensity as cards declare it: scaling, applied in place to float arrays, and the foreground."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from CTSegLogic.values.card import Intensity
+from CTSegLogic.values.grid import Box
 
 _BINS = 65536
+_MARGIN = 10  # voxels around the foreground
 
 
 def scaler(tone: Intensity, image: NDArray[Any]) -> tuple[float, float, float, float]:
@@ -59,3 +62,15 @@ def scale_(part: NDArray[np.float32], numbers: tuple[float, float, float, float]
     np.clip(part, low, high, out=part)
     part -= np.float32(subtract)
     part *= np.float32(1.0 / divide)
+
+
+def foreground(channels: Sequence[NDArray[Any]] | NDArray[Any]) -> Box | None:
+    """The box around what lies above zero in any channel (c, k, j, i), ten voxels wider; None when nothing
+    does."""
+    found = [box for box in (Box.around(channel > 0) for channel in channels) if box is not None]
+    if not found:
+        return None
+    whole = found[0]
+    for other in found[1:]:
+        whole = whole.union(other)
+    return whole.grown(_MARGIN).clipped(channels[0].shape)

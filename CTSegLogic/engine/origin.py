@@ -37,6 +37,7 @@ def origin_of(
     stages: Stages,
     plan: MemoryPlan,
     warnings: tuple[str, ...] = (),
+    backend: str = "torch",
 ) -> Origin:
     """The origin of a system's result.
 
@@ -45,6 +46,7 @@ def origin_of(
         ask, run, device: what was asked, and how it ran.
         stages: seconds; plan: memory and tiles.
         warnings: about the scan or the run, one sentence each.
+        backend: what ran the network.
     """
     return Origin(
         cards=({"name": card.name, "version": card.version, **{f"sha256:{n}": s for n, s in sums.items()}},),
@@ -53,6 +55,7 @@ def origin_of(
             "quality": run.quality,
             "device": str(device),
             "precision": run.precision,
+            "backend": backend,
             "overlap": str(plan.tiling.overlap),
             "blend": plan.tiling.blend,
             "memory": str(plan),

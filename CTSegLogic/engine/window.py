@@ -139,10 +139,7 @@ def slide(
         OutOfMemory: not even one tile at a time fits.
         Cancelled: the user stopped the run.
     """
-    padded, low = _padded(image, tiling)
-    if occupied is not None:
-        occupied = _pad(occupied[None].to(torch.uint8), low, padded.shape[1:], 0)[0].bool()
-    corners = tile_starts(padded.shape[1:], tiling, occupied)
+    padded, low, corners = _laid_out(image, tiling, occupied)
     ring = _Ring(sinks, tiling, padded.shape[1:], low, image.shape[1:], padded.device)
     rows = sorted({k for k, _, _ in corners})
     done = 0
@@ -164,15 +161,40 @@ def slide(
     ring.advance(int(padded.shape[1]))
 
 
+def some_tiles(image: Tensor, tiling: Tiling, occupied: Tensor | None, most: int = 3) -> list[Tensor]:
+    """A few of the tiles (1, C, *patch) that `slide` would run, the one in the middle first.
+
+    One tile at least: where all of the scan is empty, it is an empty one.
+    """
+    padded, _, corners = _laid_out(image, tiling, occupied)
+    corners = corners or [(0, 0, 0)]
+    wanted = [len(corners) * part // 12 for part in (6, 3, 9)]
+    return [_tiles(padded, [corners[n]], tiling.patch_kji) for n in dict.fromkeys(wanted)][:most]
+
+
+def _laid_out(
+    image: Tensor, tiling: Tiling, occupied: Tensor | None
+) -> tuple[Tensor, tuple[int, int, int], list[tuple[int, int, int]]]:
+    """The image with at least a tile's size, where it starts in that, and the corners of its tiles."""
+    padded, low = _padded(image, tiling)
+    if occupied is not None:
+        occupied = _pad(occupied[None].to(torch.uint8), low, padded.shape[1:], 0)[0].bool()
+    return padded, low, tile_starts(padded.shape[1:], tiling, occupied)
+
+
+def _tiles(image: Tensor, corners: Sequence[tuple[int, int, int]], patch: Sequence[int]) -> Tensor:
+    """The tiles (B, C, *patch) that start at these corners."""
+    pk, pj, pi = patch
+    return torch.stack([image[:, k : k + pk, j : j + pj, i : i + pi] for k, j, i in corners])
+
+
 def _predicted(
     image: Tensor, corners: Sequence[tuple[int, int, int]], predict: Predict, patch: Sequence[int], batch: int
 ) -> tuple[Sequence[Tensor] | None, int]:
     """Outputs for some tiles, or None and a halved batch when memory ran out: what was blended before is
     kept."""
-    pk, pj, pi = patch
     try:
-        tiles = torch.stack([image[:, k : k + pk, j : j + pj, i : i + pi] for k, j, i in corners])
-        return predict(tiles), batch
+        return predict(_tiles(image, corners, patch)), batch
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

@@ -6,10 +6,13 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from CTSegLogic.values.errors import OutputRefused
+
+_SCRATCH = ".part-"  # then random letters, then the last letters of the name it will have
+_KEPT = 80
 
 
 @contextlib.contextmanager
@@ -40,6 +43,17 @@ def replaced(path: Path, mode: int | None = None) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def clear_scratch(paths: Iterable[Path]) -> None:
+    """Removes the scratch files that a killed process left beside those paths; nobody may be writing them."""
+    names: dict[Path, set[str]] = {}
+    for path in map(Path, paths):
+        names.setdefault(path.parent, set()).add(path.name[-_KEPT:])
+    for folder, own in names.items():
+        for left in folder.glob(f"{_SCRATCH}*"):
+            if left.name.removeprefix(_SCRATCH).partition("-")[2] in own:
+                left.unlink(missing_ok=True)
+
+
 def refused(path: Path, error: OSError) -> OutputRefused:
     """What to tell the user of a failed write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -59,7 +73,7 @@ def _scratch(path: Path) -> tuple[int, str]:
         )
     try:
         # The ending stays last: writers choose their format by it.
-        return tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix="-" + path.name[-80:])
+        return tempfile.mkstemp(dir=path.parent, prefix=_SCRATCH, suffix="-" + path.name[-_KEPT:])
     except OSError as error:
         raise refused(path, error) from error
 

@@ -119,6 +119,17 @@ def list_series(folder: Path) -> list[Series]:
     return [series for series, _ in _grouped(read_headers(sorted(Path(folder).rglob("*"))))]
 
 
+def survey(paths: Iterable[Path]) -> tuple[list[Series], dict[Path, ImageInvalid]]:
+    """All series among those files, sorted as by `list_series`, and what each unreadable file's fault is."""
+    headers, faults = [], dict[Path, ImageInvalid]()
+    for path in paths:
+        try:
+            headers += read_headers([path])
+        except ImageInvalid as error:
+            faults[path] = error
+    return [series for series, _ in _grouped(headers)], faults
+
+
 def read_headers(paths: Iterable[Path]) -> list[Any]:
     """pydicom datasets with the attributes used here, without pixels, of those paths that are DICOM files.
 

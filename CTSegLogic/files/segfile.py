@@ -101,17 +101,13 @@ def write_segmentation(
     Raises:
         OutputRefused: unknown ending, missing folder, full disk, or DICOM asked of a scan that was none.
     """
-    kind = ending(path)
+    kind = check_source(volume, path)
     if kind == ".seg.nrrd":
         write_seg_nrrd(prediction, path, naming)
         return Written(paths=(path,))
     if kind == ".nii.gz":
         return write_labelmap(prediction, path, naming)
-    if volume is None or volume.dicom is None:
-        raise OutputRefused(
-            seen=f"{path.name} needs the DICOM series it refers to.",
-            hint="Give the scan as a DICOM folder, or write .seg.nrrd.",
-        )
+    assert volume is not None
     if kind == ".seg.dcm":
         from CTSegLogic.files.dicomseg import write_seg
 
@@ -121,6 +117,21 @@ def write_segmentation(
 
         notes = write_rtstruct(prediction, volume, path, naming=namer(naming))
     return Written(paths=(path,), notes=notes)
+
+
+def check_source(volume: Volume | None, path: Path) -> str:
+    """The ending of an output, once it is known that a result of that scan can be written there.
+
+    Raises:
+        OutputRefused: unknown ending, or DICOM asked of a scan that was none.
+    """
+    kind = ending(path)
+    if kind.endswith(".dcm") and (volume is None or volume.dicom is None):
+        raise OutputRefused(
+            seen=f"{path.name} needs the DICOM series it refers to.",
+            hint="Give the scan as a DICOM folder, or write .seg.nrrd.",
+        )
+    return kind
 
 
 def pack(prediction: Prediction, *, single: bool = False) -> Packed:

@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,11 @@ def home() -> Path:
     except OSError as error:
         raise refused(path, error) from error
     return path
+
+
+def threads_named() -> bool:
+    """Whether the user set a number of threads for this process, which is then left as it is."""
+    return "OMP_NUM_THREADS" in os.environ
 
 
 def cards() -> dict[str, Card]:
@@ -228,6 +233,24 @@ def publish(folder: Path) -> Card:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return read_card(place / "card.json")
+
+
+def file_spec(path: Path) -> FileSpec:
+    """The entry of a card for a file that lies beside it."""
+    return FileSpec(url=f"file:{path.name}", bytes=path.stat().st_size, sha256=file_sha256(path))
+
+
+def carried(card: Card, names: Iterable[str], folder: Path) -> dict[str, FileSpec]:
+    """Puts files of a card beside a new one, byte for byte, and returns their entries in the new card."""
+    files = {}
+    for name in dict.fromkeys(names):
+        source = place_of(card, name)
+        target = folder / f"{name}{source.suffix}"
+        if source.resolve() != target.resolve():
+            with replaced(target) as part:
+                shutil.copyfile(source, part)
+        files[name] = file_spec(target)
+    return files
 
 
 def _terms(card: Card) -> str:

@@ -3,7 +3,7 @@
 Source: He et al., CVPR 2025 (arXiv 2406.05285); modules from `monai.networks.nets` (`vista3d132`). Shapes: B
 batch, C channel, XYZ space in the order R, A, S.
 
-    x B1XYZ -> encoder -> pyramid -+-> automatic decoder -> post-mapping -> features B48XYZ -> . class vector
+    x B1XYZ -> encoder -> pyramid -+-> class decoder -> maps -> post-mapping -> features B48XYZ -> . vector
                                    +-> point decoder -> features B48XYZ -> point head -> logits N1XYZ
 
 A class is a vector of 48 numbers; its logit is a plain dot product with the features, without a bias, so the
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 PUBLISHED = {"width": 48, "filters": 48, "blocks": [1, 2, 2, 4, 4], "inputs": 1}
-STRIDE = 16  # every side of an input must be a multiple of it
 ROWS = 512  # class embeddings in every published file
 LAST_SUPPORTED = 132  # classes above it are new to the point head ("zero-shot")
 
@@ -50,23 +49,58 @@ def build(numbers: Mapping[str, Any] | None = None) -> nn.Module:
     return VISTA3D(image_encoder=encoder, class_head=classes, point_head=points)
 
 
+def stride(numbers: Mapping[str, Any]) -> int:
+    """What every side of an input must be a multiple of: each level but the first halves it.
+
+    >>> stride({}), stride({"blocks": [1, 1, 2]})
+    (16, 4)
+    """
+    return 2 ** (len({**PUBLISHED, **numbers}["blocks"]) - 1)
+
+
+def pyramid(net: nn.Module, x: Tensor) -> list[Tensor]:
+    """The encoder's maps, fine to coarse: B filters*2**n XYZ/2**n."""
+    levels: list[Tensor] = net.image_encoder.encoder(x)
+    return levels
+
+
+def class_maps(net: nn.Module, levels: Sequence[Tensor]) -> Tensor:
+    """The automatic decoder's output from a pyramid, B width XYZ."""
+    return _decoded(net.image_encoder.up_layers_auto, levels)
+
+
 def class_features(net: nn.Module, x: Tensor) -> Tensor:
     """Features that class vectors are multiplied with, B width XYZ."""
-    _, out = net.image_encoder(x, with_point=False, with_label=True)
-    return net.class_head.image_post_mapping(out)
+    return net.class_head.image_post_mapping(class_maps(net, pyramid(net, x)))
 
 
 def class_vectors(net: nn.Module, indices: Sequence[int]) -> Tensor:
     """The vectors of classes by global index, (classes, width) float32; no class depends on the others."""
-    head = net.class_head
-    index = torch.as_tensor(list(indices), device=head.class_embeddings.weight.device)[:, None]
-    return head.mlp(head.class_embeddings(index).float())[:, 0]
+    table = net.class_head.class_embeddings.weight
+    return vectors(net, table[torch.as_tensor(list(indices), device=table.device)])
+
+
+def vectors(net: nn.Module, rows: Tensor) -> Tensor:
+    """The vectors of rows (classes, width) of the embedding table, float32."""
+    return net.class_head.mlp(rows[:, None].float())[:, 0]
 
 
 def point_features(net: nn.Module, x: Tensor) -> Tensor:
     """What the point head reads, at half resolution: B width XYZ/2; depends on the image alone."""
-    out, _ = net.image_encoder(x, with_point=True, with_label=False)
-    return net.point_head.feat_downsample(out)
+    return point_maps(net, pyramid(net, x))
+
+
+def point_maps(net: nn.Module, levels: Sequence[Tensor]) -> Tensor:
+    """`point_features` from a pyramid."""
+    return net.point_head.feat_downsample(_decoded(net.image_encoder.up_layers, levels))
+
+
+def _decoded(layers: nn.ModuleList, levels: Sequence[Tensor]) -> Tensor:
+    x = levels[-1]
+    for layer, skip in zip(layers, reversed(levels[:-1]), strict=True):
+        x = layer["blocks"](layer["upsample"](x) + skip)
+    out: Tensor = layers[-1]["head"](x)
+    return out
 
 
 def point_logits(

@@ -9,7 +9,6 @@ head's file is written once, and training another head touches neither it nor th
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from CTSegLogic.engine.backend import Accelerator
 from CTSegLogic.engine.collect import collect
+from CTSegLogic.engine.compilers import Streams
 from CTSegLogic.engine.device import MemoryPlan, autocast, overridden, pick_device, plan_memory
 from CTSegLogic.engine.intensity import scale_, scaler
 from CTSegLogic.engine.loss import deep_loss
@@ -29,10 +30,11 @@ from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.resample import network_input
 from CTSegLogic.engine.window import Tiling, slide
 from CTSegLogic.files.atomic import replaced
-from CTSegLogic.files.weights import ensure, file_sha256, place_of
+from CTSegLogic.files.shelf import Shelf
+from CTSegLogic.files.weights import carried, ensure, file_sha256, file_spec, threads_named
 from CTSegLogic.nets.clnet import ContinualNet, Decoder, DecoderPlan, Plan, classes, plan_from
 from CTSegLogic.systems.tensors import load_strictly, read_tensors, write_tensors
-from CTSegLogic.values.card import Card, FileSpec, Head, Prepare
+from CTSegLogic.values.card import Card, Head, Prepare
 from CTSegLogic.values.errors import CTSegError, SettingInvalid, TaskInvalid, Unteachable
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.prediction import Entry, Layer, Prediction
@@ -52,6 +54,7 @@ class ClNet:
     def __init__(self, card: Card, run: Run) -> None:
         self.card, self.device = card, pick_device(run)
         self.net = ContinualNet(plan_from(card.network.get("encoder", {}))).to(self.device).eval()
+        self.accelerator = Accelerator(Shelf(), self.device, threads_named=threads_named())
         self.sums: dict[str, str] = {}
         if card.encoder:
             path = ensure(card, (card.encoder,))[card.encoder]
@@ -77,15 +80,12 @@ class ClNet:
         mirrored = run.quality == "best" and all(
             _mirror(head, self.card) is not None for head, _, _ in decoders
         )
-        with torch.inference_mode(), autocast(self.device, run):
-            slide(
-                image,
-                self._predict(decoders, readouts, mirrored),
-                readouts,
-                plan.tiling,
-                run,
-                occupied=occupied,
-            )
+        call, used = self._once(decoders, readouts), self._used(ask)
+        with self.accelerator.settled(plan), torch.inference_mode():
+            fast = self.accelerator.use(call, image, readouts, plan, run, of=used, occupied=occupied)
+            predict = self._mirrored(fast, decoders) if mirrored else fast
+            with autocast(self.device, run):
+                slide(image, predict, readouts, plan.tiling, run, occupied=occupied)
         clock.mark("network")
         run.progress(1.0, "labels")
         layers: list[Layer] = []
@@ -100,7 +100,9 @@ class ClNet:
             grid=volume.grid,
             layers=tuple(layers),
             entries=tuple(entries),
-            origin=origin_of(self.card, self._used(ask), ask, run, self.device, clock, plan),
+            origin=origin_of(
+                self.card, used, ask, run, self.device, clock, plan, fast.notes, backend=fast.name
+            ),
         )
 
     def learner(self, task: Task, run: Run) -> ClNetLearner:
@@ -126,8 +128,8 @@ class ClNet:
         names = [self.card.encoder, *(head.file for head, _ in ask.heads)]
         return {name: self.sums[name] for name in names if name in self.sums}
 
-    def _predict(self, decoders: Sequence[Any], readouts: Sequence[Readout], mirrored: bool) -> Any:
-        turns = [_mirror(head, self.card) for head, _, _ in decoders]
+    def _once(self, decoders: Sequence[Any], readouts: Sequence[Readout]) -> Streams:
+        """The network: tiles -> one stream per head."""
 
         def once(tiles: Tensor) -> list[Tensor]:
             skips = self.net.encoder(tiles)
@@ -137,11 +139,17 @@ class ClNet:
                 for f, r, (_, _, decoder) in zip(features, readouts, decoders, strict=True)
             ]
 
+        return once
+
+    def _mirrored(self, once: Streams, decoders: Sequence[Any]) -> Streams:
+        """The mean of the network's answers for tiles and for their mirror images."""
+        turns = [_mirror(head, self.card) for head, _, _ in decoders]
+
         def both(tiles: Tensor) -> list[Tensor]:
             flipped = [out.flip(-1)[:, turn] for out, turn in zip(once(tiles.flip(-1)), turns, strict=True)]
             return [(a + b) / 2 for a, b in zip(once(tiles), flipped, strict=True)]
 
-        return both if mirrored else once
+        return both
 
     def _plan(self, work: Grid, readouts: Sequence[Readout], run: Run) -> MemoryPlan:
         prepare = self.card.prepare
@@ -215,7 +223,7 @@ class ClNetLearner:
         grid = Grid.of(image.shape[1:])
         readout = _readout(self.decoder, self.head, grid, grid, "nearest")
         tiling = self.system._plan(grid, [readout], run).tiling
-        predict = self.system._predict([(self.head, (), self.decoder)], [readout], False)
+        predict = self.system._once([(self.head, (), self.decoder)], [readout])
         with torch.inference_mode(), autocast(self.system.device, run):
             slide(
                 torch.from_numpy(scaled).to(self.system.device),
@@ -228,14 +236,10 @@ class ClNetLearner:
 
     def keep(self, folder: Path) -> Card:
         """Writes the head's file, carries the frozen files over, and writes the new card beside them."""
-        card, files = self.system.card, {}
+        card = self.system.card
         old = [head for head in card.heads if head.name != self.head.name]
         kept = [card.encoder] if card.encoder and not self.task.train_encoder else []
-        for name in [*kept, *(head.file for head in old)]:
-            source, target = place_of(card, name), folder / f"{name}.safetensors"
-            if source.resolve() != target.resolve():
-                shutil.copyfile(source, target)
-            files[name] = file_spec(target)
+        files = carried(card, [*kept, *(head.file for head in old)], folder)
         if self.task.train_encoder:
             write_tensors(self.system.net.encoder, folder / f"{ENCODER}.safetensors")
             files[ENCODER] = file_spec(folder / f"{ENCODER}.safetensors")
@@ -300,11 +304,6 @@ def _check_patch(plan: Plan, patch: Sequence[int], kind: type[CTSegError]) -> No
                 f"{stride} times.",
                 hint=f"Use a multiple of {stride}, at least {2 * stride}.",
             )
-
-
-def file_spec(path: Path) -> FileSpec:
-    """The entry of a card for a file that lies beside it."""
-    return FileSpec(url=f"file:{path.name}", bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def _quiet(fraction: float, text: str) -> None:

@@ -31,13 +31,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {name: t.float() if t.is_floating_point() else t for name, t in stored.items()}
 
 
-def write_tensors(module: nn.Module, path: Path) -> None:
-    """A module's parameters as a half-precision safetensors file, written whole or not at all."""
+def write_tensors(module: nn.Module, path: Path, *, half: bool = True) -> None:
+    """A module's parameters as a safetensors file, in half precision or as they are, written whole or not at
+    all."""
     from safetensors.torch import save_file
 
-    half = {name: t.detach().to("cpu", torch.float16).contiguous() for name, t in module.state_dict().items()}
+    kind = torch.float16 if half else torch.float32
+    table = {name: t.detach().to("cpu", kind).contiguous() for name, t in module.state_dict().items()}
     with replaced(path) as part:
-        save_file(half, part)
+        save_file(table, part)
 
 
 def load_strictly(module: nn.Module, tensors: dict[str, Tensor], what: str, *, assign: bool = False) -> None:

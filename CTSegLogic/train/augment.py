@@ -22,7 +22,7 @@ class Augment:
 
     Attributes:
         turn: 3x3 map of output voxel offsets to input voxel offsets from the patch's centre, or None.
-        mirror: flip the last axis.
+        mirror: the axis (of k, j, i) that is flipped, or None.
         noise, noise_seed: standard deviation of added noise and the seed it is drawn with.
         blur: sigma in voxels; brightness: factor; contrast: factor about the mean; zoom: low-resolution
             factor.
@@ -30,7 +30,7 @@ class Augment:
     """
 
     turn: tuple[tuple[float, ...], ...] | None = None
-    mirror: bool = False
+    mirror: int | None = None
     noise: float = 0.0
     noise_seed: int = 0
     blur: float = 0.0
@@ -41,8 +41,22 @@ class Augment:
     gamma_inverted: bool = False
 
     @classmethod
-    def drawn(cls, rng: np.random.Generator, spacing_mm: Sequence[float], *, mirror: bool) -> Augment:
-        """A random augmentation; every number is drawn whether used or not, so streams never shift."""
+    def drawn(
+        cls,
+        rng: np.random.Generator,
+        spacing_mm: Sequence[float],
+        *,
+        mirror: int | None,
+        spread: float = 1.0,
+    ) -> Augment:
+        """A random augmentation; every number is drawn whether used or not, so streams never shift.
+
+        Args:
+            rng: the chance.
+            spacing_mm: of the patch.
+            mirror: the axis from left to right when flipping is allowed.
+            spread: standard deviation of scaled voxels that the noise is measured by.
+        """
         chance = rng.random(10)
         degrees = rng.uniform(-30, 30, 3)
         scale = rng.uniform(0.7, 1.4)
@@ -51,8 +65,8 @@ class Augment:
         turn = _turn(degrees * (chance[0] < 0.2), scale if chance[1] < 0.2 else 1.0, spacing_mm)
         return cls(
             turn=turn if chance[0] < 0.2 or chance[1] < 0.2 else None,
-            mirror=bool(mirror and chance[2] < 0.5),
-            noise=float(np.sqrt(sizes[0])) if chance[3] < 0.1 else 0.0,
+            mirror=mirror if chance[2] < 0.5 else None,
+            noise=spread * float(np.sqrt(sizes[0])) if chance[3] < 0.1 else 0.0,
             noise_seed=seed,
             blur=float(sizes[1]) if chance[4] < 0.2 else 0.0,
             brightness=float(sizes[2]) if chance[5] < 0.15 else 1.0,
@@ -78,8 +92,8 @@ def augmented(how: Augment, image: Tensor, labels: Tensor, patch: Sequence[int])
     """Image (C, k, j, i) and labels (k, j, i) of `extent` voxels -> the patch, changed as `how` says."""
     if how.turn is not None:
         image, labels = _turned(how.turn, image, labels, patch)
-    if how.mirror:
-        image, labels = image.flip(-1), labels.flip(-1)
+    if how.mirror is not None:
+        image, labels = image.flip(1 + how.mirror), labels.flip(how.mirror)
     return _toned(how, image.contiguous()), labels.contiguous()
 
 

@@ -1,6 +1,6 @@
 """Cases -> prepared arrays on disk -> augmented patches.
 
-    Case --prepare_case--> image.npy (int16 HU or float32), labels.npy (uint8), spots.npz (voxels per class)
+    Case --prepare_case--> image.npy (int16 HU or float32), labels.npy, spots.npz (voxels per class)
          --PatchSource---> Sample(seed, epoch, index) -> Batch
 
 Every patch is a function of (seed, epoch, index) alone: workers may finish in any order and a resumed
@@ -22,10 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from CTSegLogic.engine.intensity import scale_, scaler
+from CTSegLogic.engine.intensity import foreground, scale_, scaler
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.images import read_image, read_labels
 from CTSegLogic.train.augment import Augment, augmented, extent
+from CTSegLogic.train.ranks import Ranks
 from CTSegLogic.values.card import Prepare
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.grid import Grid
@@ -36,6 +37,7 @@ from CTSegLogic.values.task import Case, Task
 _SPOTS = 10_000  # voxels remembered per class and case (nnU-Net's figure)
 _SPOT_SEED = 1234
 _AHEAD = 6  # batches made before they are needed
+_SPREAD = {"zscore": 1.0}  # standard deviation of scaled voxels; those mapped to 0..1 vary about 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,18 +52,29 @@ class Prepared:
 
     name: str
     image: NDArray[Any]
-    labels: NDArray[np.uint8]
+    labels: NDArray[np.unsignedinteger[Any]]
     spots: dict[int, NDArray[np.int32]]
     annotated: tuple[bool, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatchBatch:
-    """Input of one step: image (B, C, k, j, i) scaled, labels (B, k, j, i), annotated (B, structures)."""
+    """Input of one step: image (B, C, k, j, i) scaled, labels (B, k, j, i), annotated (B, structures).
+
+    `draw` is the number from which any further chance of the step comes.
+    """
 
     image: Tensor
     labels: Tensor
     annotated: Tensor
+    draw: int = 0
+
+    def parts(self, count: int) -> list[PatchBatch]:
+        """The batch in `count` equal parts."""
+        cut = zip(*(t.chunk(count) for t in (self.image, self.labels, self.annotated)), strict=True)
+        return [
+            PatchBatch(image=i, labels=k, annotated=a, draw=self.draw + n) for n, (i, k, a) in enumerate(cut)
+        ]
 
 
 def prepare_case(case: Case, structures: Sequence[str], prepare: Prepare, folder: Path) -> Prepared:
@@ -91,11 +104,11 @@ def prepare_case(case: Case, structures: Sequence[str], prepare: Prepare, folder
     )
 
 
-def move_labels(labels: NDArray[Any], src: Grid, dst: Grid, count: int) -> NDArray[np.uint8]:
+def move_labels(labels: NDArray[Any], src: Grid, dst: Grid, count: int) -> NDArray[np.unsignedinteger[Any]]:
     """A label map 0..count resampled with smooth borders: each label is moved as a probability, the largest
     wins."""
     best = np.full(dst.shape, 0.5, np.float32)
-    out = np.zeros(dst.shape, np.uint8)
+    out = np.zeros(dst.shape, _label_type(count))
     for value in range(1, count + 1):
         share = move((labels == value).astype(np.float32), src, dst, order=1, antialias=True, outside=0)
         wins = share >= best
@@ -106,7 +119,7 @@ def move_labels(labels: NDArray[Any], src: Grid, dst: Grid, count: int) -> NDArr
 
 def _resampled(
     case: Case, structures: Sequence[str], prepare: Prepare
-) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+) -> tuple[NDArray[Any], NDArray[np.unsignedinteger[Any]]]:
     volume = read_image(case.images, modality="")
     truth, grid = read_labels(case.labels)
     if not grid.matches(volume.grid, tol_mm=0.5):
@@ -119,7 +132,7 @@ def _resampled(
             seen=f"Case {case.name} has {volume.channels} channels, the model takes {len(prepare.channels)}.",
             hint="Give one file per channel, in the card's order.",
         )
-    numbers = np.zeros(truth.shape, np.uint8)
+    numbers = np.zeros(truth.shape, _label_type(len(structures)))
     for value, key in case.mapping.items():
         numbers[truth == value] = structures.index(key) + 1
     work = prepare.grid_over(volume.grid)
@@ -128,10 +141,17 @@ def _resampled(
     )
     if volume.array.dtype == np.int16:
         image = np.rint(image).astype(np.int16)
+    box = foreground(image) if prepare.foreground else None
+    if box is not None:
+        image, work = np.ascontiguousarray(image[(slice(None), *box.slices)]), work.cropped(box)
     return image, move_labels(numbers, volume.grid, work, len(structures))
 
 
-def _spots(labels: NDArray[np.uint8], count: int) -> dict[int, NDArray[np.int32]]:
+def _label_type(count: int) -> type[np.unsignedinteger[Any]]:
+    return np.uint8 if count < 256 else np.uint16
+
+
+def _spots(labels: NDArray[np.unsignedinteger[Any]], count: int) -> dict[int, NDArray[np.int32]]:
     rng = np.random.default_rng(_SPOT_SEED)
     spots = {}
     for value in range(1, count + 1):
@@ -146,34 +166,43 @@ def _spots(labels: NDArray[np.uint8], count: int) -> dict[int, NDArray[np.int32]
 def _fingerprint(case: Case, structures: Sequence[str], prepare: Prepare) -> str:
     stamps = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in (*case.images, case.labels)]
     said = [stamps, list(structures), sorted(case.mapping.items()), prepare.code, prepare.spacing_mm]
-    said += [prepare.order, prepare.antialias]
+    said += [prepare.order, prepare.antialias, prepare.foreground]
     return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()[:12]
 
 
 class PatchSource:
     """Augmented batches of a task's training cases."""
 
-    def __init__(self, task: Task, prepare: Prepare, folder: Path) -> None:
-        self.task, self.prepare = task, prepare
+    def __init__(self, task: Task, prepare: Prepare, folder: Path, ranks: Ranks | None = None) -> None:
+        self.task, self.prepare, self.ranks = task, prepare, ranks or Ranks()
+        self.sideways = next(n for n, letter in enumerate(prepare.code) if letter in "LR")
         self.cases = [prepare_case(c, task.structures, prepare, folder) for c in task.training]
         size = sum(c.image.nbytes + c.labels.nbytes for c in self.cases)
         if size <= task.cache_gib * 2**30:
             self.cases = [_in_memory(c) for c in self.cases]
+        self.numbers = {c.name: [scaler(prepare.intensity, x) for x in c.image] for c in self.cases}
         words = vocabulary()
         mirrored = [words[k].mirrored_key if k in words else k for k in task.structures]
         # Flipping left to right turns each sided structure into its twin; without the twin there is no
         # flipping.
         self.swap = None
         if task.mirror and set(mirrored) == set(task.structures):
-            self.swap = np.array([0, *(task.structures.index(m) + 1 for m in mirrored)], np.uint8)
+            self.swap = np.array(
+                [0, *(task.structures.index(m) + 1 for m in mirrored)], _label_type(len(mirrored))
+            )
 
     def batch(self, epoch: int, step: int) -> PatchBatch:
         """The batch of a step; the same whenever it is asked for."""
         first = step * self.task.batch
-        samples = [self._sample(epoch, first + n, n) for n in range(self.task.batch)]
+        # Every process takes its share of the places of one batch.
+        mine = range(self.ranks.rank, self.task.batch, self.ranks.world)
+        samples = [self._sample(epoch, first + n, n) for n in mine]
         image, labels, annotated = zip(*samples, strict=True)
         return PatchBatch(
-            image=torch.stack(image), labels=torch.stack(labels), annotated=torch.tensor(annotated)
+            image=torch.stack(image),
+            labels=torch.stack(labels),
+            annotated=torch.tensor(annotated),
+            draw=int(np.random.SeedSequence([self.task.seed, epoch, step]).generate_state(1)[0]),
         )
 
     def epoch(self, epoch: int, workers: int = 1) -> Iterator[PatchBatch]:
@@ -192,14 +221,19 @@ class PatchSource:
         case = self.cases[int(rng.integers(len(self.cases)))]
         # As published: a fixed share of each batch is centred on a label, the last places first.
         forced = place >= round(self.task.batch * (1 - self.task.foreground))
-        how = Augment.drawn(rng, self.prepare.spacing_mm, mirror=self.swap is not None)
+        how = Augment.drawn(
+            rng,
+            self.prepare.spacing_mm,
+            mirror=self.sideways if self.swap is not None else None,
+            spread=_SPREAD.get(self.prepare.intensity.kind, 0.2),
+        )
         patch = self.task.patch_kji
         start = _start(rng, case, patch, forced)
         image, labels = _cut(case, start, patch, extent(how, patch))
-        numbers = scaler(self.prepare.intensity, case.image[0])
-        scale_(image, numbers)
+        for channel, numbers in zip(image, self.numbers[case.name], strict=True):
+            scale_(channel, numbers)
         x, y = augmented(how, torch.from_numpy(image), torch.from_numpy(labels), patch)
-        if how.mirror and self.swap is not None:
+        if how.mirror is not None and self.swap is not None:
             y = torch.from_numpy(self.swap)[y.long()]
         return x, y, case.annotated
 
@@ -234,7 +268,7 @@ def _start(rng: np.random.Generator, case: Prepared, patch: Sequence[int], force
 
 def _cut(
     case: Prepared, start: Sequence[int], patch: Sequence[int], size: Sequence[int]
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+) -> tuple[NDArray[np.float32], NDArray[np.unsignedinteger[Any]]]:
     """Image and labels of `size` voxels around the patch; beyond the scan the edge repeats, without
     labels."""
     index, inside = [], []
@@ -245,4 +279,4 @@ def _cut(
     cut = np.ix_(*index)
     image = np.stack([channel[cut] for channel in case.image]).astype(np.float32)
     k, j, i = inside
-    return image, case.labels[cut] * (k[:, None, None] & j[:, None] & i).astype(np.uint8)
+    return image, case.labels[cut] * (k[:, None, None] & j[:, None] & i).astype(case.labels.dtype)

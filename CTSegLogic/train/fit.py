@@ -8,6 +8,7 @@ as one that was not.
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from CTSegLogic.engine.device import autocast, pick_device, seed_everything
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.systems import Learner
 from CTSegLogic.train.data import PatchSource, Prepared, prepare_case
-from CTSegLogic.train.record import Clock, Record
-from CTSegLogic.values.card import Card
+from CTSegLogic.train.ranks import Ranks
+from CTSegLogic.train.record import Clock, Mlflow, Record
+from CTSegLogic.values.card import Card, read_card
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.task import Task
@@ -29,8 +31,18 @@ _CLIP = 12.0  # gradient norm, nnU-Net's figure
 _POWER = 0.9  # of the polynomial decay, nnU-Net's figure
 
 
-def fit(learner: Learner, task: Task, run: Run, folder: Path, *, resume: bool = False) -> Card:
+def fit(
+    learner: Learner,
+    task: Task,
+    run: Run,
+    folder: Path,
+    *,
+    resume: bool = False,
+    ranks: Ranks | None = None,
+) -> Card:
     """Trains the learner on the task and returns the card of what it became.
+
+    Every process of `ranks` calls it with a share of each batch; the first one writes.
 
     Leaves in `folder`: `latest.pt` (everything needed to go on), `best.pt` (best validation Dice),
     `record.csv`, `prepared/` (the cases on the working grid) and what `learner.keep` writes.
@@ -39,13 +51,17 @@ def fit(learner: Learner, task: Task, run: Run, folder: Path, *, resume: bool = 
         TaskInvalid: the folder holds another training.
         Cancelled: the user stopped; `resume=True` goes on later.
     """
+    ranks = ranks or Ranks()
+    ranks.check(task.batch)
     folder.mkdir(parents=True, exist_ok=True)
     seed_everything(task.seed)
-    state = _State(learner, task, pick_device(run))
+    state = _State(learner, task, pick_device(run), ranks)
     first = state.load(folder / "latest.pt") if resume else _fresh(folder)
-    source = PatchSource(task, learner.prepare, folder / "prepared")
+    ranks.wait()
+    source = PatchSource(task, learner.prepare, folder / "prepared", ranks)
     judged = [prepare_case(c, task.structures, learner.prepare, folder / "prepared") for c in task.validation]
-    record = Record(folder / "record.csv", first)
+    record = Record(folder / "record.csv", first) if ranks.rank == 0 else None
+    tracked = Mlflow(folder, task.head, _settings(task)) if ranks.rank == 0 else None
     clock = Clock(run, first * task.steps, task.epochs * task.steps)
     for epoch in range(first, task.epochs):
         began, losses = time.monotonic(), []
@@ -53,21 +69,30 @@ def fit(learner: Learner, task: Task, run: Run, folder: Path, *, resume: bool = 
             run.check()
             losses.append(state.step(epoch, step, batch, run))
             clock.tell(epoch * task.steps + step + 1, f"epoch {epoch + 1} of {task.epochs}")
+        if record is None:
+            continue
         row: dict[str, Any] = {"epoch": epoch, "loss": float(np.mean(losses)), "lr": state.lr(epoch, 0)}
         if judged and ((epoch + 1) % task.validate_every == 0 or epoch + 1 == task.epochs):
             row |= state.judge(judged, run)
             state.keep_best(row["dice"], folder / "best.pt")
         record.add(row | {"seconds": time.monotonic() - began})
+        if tracked is not None:
+            tracked.add(row)
         state.save(folder / "latest.pt", epoch + 1)
     state.use_averaged()
-    return learner.keep(folder)
+    if record is not None:
+        learner.keep(folder)
+    ranks.wait()
+    return read_card(folder / "card.json")
 
 
 class _State:
     """The learner's trainable tensors, their average, and the optimiser."""
 
-    def __init__(self, learner: Learner, task: Task, device: torch.device) -> None:
-        self.learner, self.task, self.device = learner, task, device
+    def __init__(
+        self, learner: Learner, task: Task, device: torch.device, ranks: Ranks | None = None
+    ) -> None:
+        self.learner, self.task, self.device, self.ranks = learner, task, device, ranks or Ranks()
         self.parameters = list(learner.parameters())
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=task.lr, weight_decay=task.weight_decay)
@@ -86,9 +111,14 @@ class _State:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(epoch, step)
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.device, run):
-            loss = self.learner.loss(batch)
-        loss.backward()
+        total = 0.0
+        parts = batch.parts(self.task.accumulate)
+        for part in parts:
+            with autocast(self.device, run):
+                loss = self.learner.loss(part) / len(parts)
+            loss.backward()
+            total += float(loss.detach())
+        self.ranks.average_(self.parameters)
         torch.nn.utils.clip_grad_norm_(self.parameters, _CLIP)
         self.optimizer.step()
         # The average follows closely at first: early weights would otherwise weigh on it for hundreds of
@@ -97,7 +127,7 @@ class _State:
         keep = min(self.task.ema, (1 + done) / (10 + done))
         for mean, now in zip(self.average, self.parameters, strict=True):
             mean.lerp_(now.detach(), 1 - keep)
-        return float(loss.detach())
+        return total
 
     def judge(self, cases: list[Prepared], run: Run) -> dict[str, float]:
         """Validation Dice per structure with the averaged weights, on the working grid."""
@@ -176,6 +206,12 @@ def _dice(found: Any, truth: Any, count: int) -> list[float]:
     table = np.bincount(found.ravel().astype(np.int64) * n + truth.ravel(), minlength=n * n).reshape(n, n)
     both, sizes = np.diag(table)[1:], (table.sum(0) + table.sum(1))[1:]
     return [2 * int(b) / int(s) if s else float("nan") for b, s in zip(both, sizes, strict=True)]
+
+
+def _settings(task: Task) -> dict[str, Any]:
+    """What a record of the training should say of it; the cases are counted, not listed."""
+    named = {f.name: getattr(task, f.name) for f in fields(task) if f.name != "cases"}
+    return {**named, "training": len(task.training), "validation": len(task.validation)}
 
 
 def _fresh(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 nnU-Net v1: dataset.json with `training` [{image, label}], imagesTr/CASE_0000.nii.gz or CASE.nii.gz
 nnU-Net v2: dataset.json with `channel_names`, `labels` {name: value} and `file_ending`
+MONAI data list: {"training": [{"image": FILE or [FILES], "label": FILE, "fold": N}], "testing": [...]}
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from CTSegLogic.files.images import stem
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.structures import foreign_labels, vocabulary
 from CTSegLogic.values.task import Case
@@ -47,6 +49,49 @@ def read_nnunet(
     return cases
 
 
+def read_datalist(
+    path: Path, root: Path, mapping: Mapping[str, str], *, part: str = "training"
+) -> list[Case]:
+    """The cases of a MONAI data list in its order; those of "testing" without a label are left out.
+
+    Args:
+        path: the JSON file; root: the folder its paths start from.
+        mapping: label value (as text) -> key.
+        part: "training" or "testing".
+
+    Raises:
+        TaskInvalid: the list is malformed, or a file is missing; the message names the entry.
+    """
+    table = _table(path)
+    names = {int(v): key for v, key in mapping.items()}
+    cases: dict[str, Case] = {}
+    for n, entry in enumerate(table.get(part, [])):
+        files = entry.get("image") if isinstance(entry, dict) else None
+        if not files or (part == "training" and not isinstance(entry.get("label"), str)):
+            raise TaskInvalid(
+                seen=f"{path.name}: entry {n} of {part!r} lacks an image or a label.",
+                hint='Write {"image": FILE, "label": FILE, "fold": N}.',
+            )
+        if "label" not in entry:
+            continue
+        images = tuple(root / f for f in ([files] if isinstance(files, str) else files))
+        label = root / entry["label"]
+        lost = next((f for f in (*images, label) if not f.is_file()), None)
+        if lost is not None:
+            raise TaskInvalid(
+                seen=f"{path.name}: {lost} does not exist.",
+                hint=f"Paths start from {root}: give `dataset_dir`.",
+            )
+        name = stem(label)
+        name = name if name not in cases else f"{name}-{n}"
+        cases[name] = Case(
+            name=name, images=images, labels=label, mapping=names, fold=int(entry.get("fold", 0))
+        )
+    if not cases:
+        raise TaskInvalid(seen=f"{path.name} lists no case under {part!r}.", hint="See `ctseg prepare`.")
+    return list(cases.values())
+
+
 def mapping_of(table: Mapping[str, Any], folder: Path) -> dict[int, str]:
     """Label value -> key of a dataset.json, names resolved through the vocabulary's data-set names."""
     labels = table["labels"]
@@ -76,10 +121,17 @@ def read_dataset(folder: Path) -> dict[str, Any]:
     path = folder / "dataset.json"
     if not path.is_file():
         raise TaskInvalid(seen=f"{folder} holds no dataset.json.", hint="Give a folder in nnU-Net's layout.")
+    table = _table(path)
+    if not isinstance(table.get("labels"), dict):
+        raise TaskInvalid(seen=f"{path} has no `labels`.", hint="Mend the file.")
+    return table
+
+
+def _table(path: Path) -> dict[str, Any]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise TaskInvalid(seen=f"{path} is not readable JSON: {error}.", hint="Mend the file.") from error
-    if not isinstance(table, dict) or not isinstance(table.get("labels"), dict):
-        raise TaskInvalid(seen=f"{path} has no `labels`.", hint="Mend the file.")
+    if not isinstance(table, dict):
+        raise TaskInvalid(seen=f"{path} is not one JSON object.", hint="Mend the file.")
     return table

@@ -1,12 +1,14 @@
-"""What a training leaves behind to read: one CSV row per epoch, and one progress line per stage."""
+"""What a training leaves behind to read: one CSV row per epoch, MLflow's record of it, and progress."""
 
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from CTSegLogic.values.run import Run
 
@@ -33,6 +35,38 @@ class Record:
         os.replace(part, self.path)  # noqa: PTH105 - Path.replace is the same call
 
 
+class Mlflow:
+    """The same rows in MLflow's SQLite store `mlruns.db`, when MLflow is installed.
+
+    MLflow no longer takes folders as stores, so the address names the file. See them with
+    `mlflow ui --backend-store-uri sqlite:///FOLDER/mlruns.db`.
+    """
+
+    def __init__(self, folder: Path, name: str, settings: Mapping[str, object]) -> None:
+        self.client: Any = None
+        if importlib.util.find_spec("mlflow") is None:
+            return
+        from mlflow import MlflowClient
+
+        self.client = MlflowClient(tracking_uri=f"sqlite:///{folder.resolve() / 'mlruns.db'}")
+        known = self.client.get_experiment_by_name(name)
+        experiment = known.experiment_id if known else self.client.create_experiment(name)
+        # A training that goes on adds to its own run.
+        runs = self.client.search_runs([experiment])
+        self.run = runs[0].info.run_id if runs else self.client.create_run(experiment).info.run_id
+        if not runs:
+            for key, value in settings.items():
+                self.client.log_param(self.run, key, str(value)[:250])
+
+    def add(self, row: Mapping[str, float | int | str]) -> None:
+        """Logs the numbers of a row at its epoch."""
+        if self.client is None:
+            return
+        for key, value in row.items():
+            if key != "epoch" and isinstance(value, float | int) and value == value:
+                self.client.log_metric(self.run, key, float(value), step=int(row["epoch"]))
+
+
 class Clock:
     """Progress with the time left, from the pace since the start of this process."""
 
@@ -40,11 +74,12 @@ class Clock:
         self.run, self.first, self.total = run, done, total
         self.began = time.monotonic()
 
-    def tell(self, done: int, text: str) -> None:
-        """Reports that `done` of the total steps are finished."""
-        spent = time.monotonic() - self.began
-        left = spent / max(done - self.first, 1) * (self.total - done)
-        self.run.progress(done / self.total, f"{text}, {_duration(left)} left")
+    def tell(self, done: float, text: str) -> None:
+        """Reports that `done` of the total steps are finished; a step may be done in part."""
+        if done > self.first:
+            left = (time.monotonic() - self.began) / (done - self.first) * (self.total - done)
+            text = f"{text}, {_duration(left)} left"
+        self.run.progress(done / self.total, text)
 
 
 def _duration(seconds: float) -> str:

@@ -59,6 +59,7 @@ class Prepare:
         channels: what each input channel is called.
         patch_kji: tile size in voxels; overlap: share of a tile that its neighbour repeats.
         blend: weights of a tile's voxels, gaussian (sigma = 1/8 of the tile) or constant.
+        foreground: whether only the box around what lies above zero is looked at (and 10 voxels more).
     """
 
     spacing_mm: tuple[float, float, float]
@@ -70,6 +71,7 @@ class Prepare:
     channels: tuple[str, ...] = ("CT",)
     overlap: float = 0.5
     blend: Literal["gaussian", "constant"] = "gaussian"
+    foreground: bool = False
 
     def grid_over(self, scan: Grid) -> Grid:
         """The model's working grid over a scan."""
@@ -83,7 +85,8 @@ class Head:
     Attributes:
         name: unique in the card.
         structures: keys of the output channels in order, background excluded.
-        activation: softmax (channel 0 is background) or sigmoid (one channel per structure).
+        activation: softmax (channel 0 is background), sigmoid (one channel per structure, they may overlap)
+            or exclusive (sigmoids of which only the best above 0 counts).
         supports: heads whose outputs this one reads.
         span: cranio-caudal score range in which it is meant to work, or None for everywhere.
         file: which of the card's files holds it.
@@ -93,7 +96,7 @@ class Head:
     name: str
     structures: tuple[str, ...]
     file: str
-    activation: Literal["softmax", "sigmoid"] = "softmax"
+    activation: Literal["softmax", "sigmoid", "exclusive"] = "softmax"
     supports: tuple[str, ...] = ()
     span: tuple[float, float] | None = None
     measured: Mapping[str, Any] = field(default_factory=dict)
@@ -350,7 +353,7 @@ def _prepare_rules(prepare: Prepare) -> Iterator[tuple[bool, str]]:
 def _head_rules(head: Head, card: Card, names: list[str]) -> Iterator[tuple[bool, str]]:
     yield not head.structures, "finds nothing"
     yield len(set(head.structures)) != len(head.structures), "lists a structure twice"
-    yield head.activation not in ("softmax", "sigmoid"), "has an unknown activation"
+    yield head.activation not in ("softmax", "sigmoid", "exclusive"), "has an unknown activation"
     lost = bool(head.file) and head.file not in card.files
     yield lost, f"names the file {head.file!r} that the card does not list"
     yield not set(head.supports) <= set(names), "is supported by a head that is not there"

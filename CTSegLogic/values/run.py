@@ -16,6 +16,7 @@ from CTSegLogic.values.prompt import Everything, Prompt
 
 Quality = Literal["fast", "balanced", "best"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Backend = Literal["auto", "torch", "openvino", "tensorrt"]
 
 
 def _silent(fraction: float, text: str) -> None:
@@ -90,6 +91,8 @@ class Run:
     Attributes:
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         precision: of the network; "auto" takes half precision on a GPU and fp32 on the CPU.
+        backend: what runs the network; any other than "torch" is used only where its labels are torch's
+            (engine/backend.py). "auto" takes OpenVINO on the CPU where that is installed and faster.
         memory_gib: most memory the run may plan for on its device; None asks the machine what is free.
         workers: threads for resampling and reading.
         seed: of every random number.
@@ -100,6 +103,7 @@ class Run:
 
     device: str = "auto"
     precision: Precision = "auto"
+    backend: Backend = "torch"
     memory_gib: float | None = None
     workers: int = 2
     seed: int = 0

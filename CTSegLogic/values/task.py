@@ -30,10 +30,13 @@ class Case:
 
 
 class Batch(Protocol):
-    """What a learner is given for one step: tensors of image (B, C, k, j, i) and labels (B, k, j, i)."""
+    """What a learner is given for one step: tensors of image (B, C, k, j, i), labels (B, k, j, i) and
+    annotated (B, structures), and the number any further chance comes from."""
 
     image: Any
     labels: Any
+    annotated: Any
+    draw: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,8 @@ class Task:
         validate_every: epochs between validations.
         seed: of every random number.
         cache_gib: most memory the prepared cases may take; what does not fit is read from disk.
+        accumulate: parts of a batch that go through the network one after the other (less memory).
+        teach: the system's own settings, see its learner.
     """
 
     head: str
@@ -77,7 +82,8 @@ class Task:
     validate_every: int = 10
     seed: int = 0
     cache_gib: float = 2.0
-    network: Mapping[str, Any] = field(default_factory=dict)
+    accumulate: int = 1
+    teach: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [case.name for case in self.cases]
@@ -88,6 +94,7 @@ class Task:
             (not self.training, "it has no training case outside the validation fold"),
             (len(set(names)) != len(names), "two cases share a name"),
             (min(self.epochs, self.steps, self.batch) < 1, "epochs, steps and batch must be at least 1"),
+            (self.batch % max(self.accumulate, 1) != 0, "accumulate must divide batch"),
             (not 0 < self.lr < 2, "lr must lie between 0 and 2"),
             (not 0 <= self.ema < 1, "ema must lie in 0..1"),
             (

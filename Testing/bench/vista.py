@@ -91,9 +91,8 @@ def numbers(count: int) -> list[int]:
 
 def run_ours(scan: np.ndarray, count: int, folder: Path) -> dict[str, Any]:
     """This engine, from a scan to layers and entries on the scan's grid."""
-    from CTSegLogic.files.weights import cards
+    from CTSegLogic.files.weights import cards, file_spec
     from CTSegLogic.systems import open_system
-    from CTSegLogic.systems.clnet import file_spec
     from CTSegLogic.values.card import License
     from CTSegLogic.values.grid import Grid
     from CTSegLogic.values.prompt import Classes, resolve

@@ -20,6 +20,7 @@ from CTSegLogic.values.structures import structure_sets
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [
+    "batch",
     "demo",
     "describe",
     "doctor",
@@ -27,6 +28,7 @@ COMMANDS = [
     "explain",
     "install",
     "list",
+    "prepare",
     "remove",
     "segment",
     "train",

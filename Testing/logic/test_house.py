@@ -40,6 +40,7 @@ HEAVY = {
     "matplotlib",
     "cc3d",
     "isal",
+    "openvino",
 }
 STDLIB = set(sys.stdlib_module_names)
 

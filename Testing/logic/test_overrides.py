@@ -12,13 +12,13 @@ import pytest
 import torch
 from test_vista3d import CPU, a_card, a_scan
 
-import CTSegLogic.systems.vista3d as vista
 from CTSegLogic.app.cli import main
 from CTSegLogic.app.session import Session
 from CTSegLogic.files.features import FeatureFolder
 from CTSegLogic.files.segfile import write_nifti
 from CTSegLogic.files.wire import read_job, write_job
 from CTSegLogic.systems import open_system
+from CTSegLogic.systems.vista3d import family
 from CTSegLogic.values.errors import Cancelled, OutOfMemory, SettingInvalid
 from CTSegLogic.values.prompt import Classes, Everything, resolve
 from CTSegLogic.values.run import Overrides, Request, Run
@@ -34,13 +34,13 @@ def run_with(**wishes) -> Run:
 
 def tiles_seen(monkeypatch):
     """The shapes of all tiles that go into the network from now on."""
-    real, seen = vista.class_features, []
+    real, seen = family.pyramid, []
 
     def spy(net, x):
         seen.append(tuple(x.shape[2:]))
         return real(net, x)
 
-    monkeypatch.setattr(vista, "class_features", spy)
+    monkeypatch.setattr(family, "pyramid", spy)
     return seen
 
 
@@ -153,7 +153,7 @@ def test_the_command_line_passes_them_on(tmp_path, capsys):
 
 def short_of_memory(monkeypatch, most):
     """A network for which tiles of more than `most` voxels do not fit."""
-    real, tried = vista.class_features, []
+    real, tried = family.pyramid, []
 
     def small(net, x):
         tried.append(tuple(x.shape[2:]))
@@ -161,7 +161,7 @@ def short_of_memory(monkeypatch, most):
             raise torch.OutOfMemoryError
         return real(net, x)
 
-    monkeypatch.setattr(vista, "class_features", small)
+    monkeypatch.setattr(family, "pyramid", small)
     return tried
 
 
@@ -189,7 +189,7 @@ def test_when_no_window_fits_memory_has_run_out(tmp_path, monkeypatch):
 
 def test_other_faults_are_not_taken_for_memory(tmp_path, monkeypatch):
     card = a_card(tmp_path, patch=(96, 96, 96))
-    monkeypatch.setattr(vista, "class_features", lambda net, x: net.no_such_part)
+    monkeypatch.setattr(family, "pyramid", lambda net, x: net.no_such_part)
     with pytest.raises(AttributeError):
         open_system(card, CPU).segment(a_scan(), resolve(ORGANS, card), CPU)
 
@@ -221,7 +221,7 @@ def test_features_answer_for_their_own_scan_tiles_and_weights_alone(tmp_path, mo
     system.segment(volume, ask, run)
     other = replace(volume, array=np.ascontiguousarray(volume.array[:, ::-1]))
     tuned = open_system(card, CPU)
-    tuned.sums = {"model": "0" * 64}
+    tuned.family.sums = {"model": "0" * 64}
     for who, scan, how in (
         (system, other, run),
         (system, volume, run_with(keep_features=kept, overlap=0.5)),

@@ -34,35 +34,6 @@ CPU = Run(device="cpu")
 KEYS = ("kidney_left", "kidney_right")
 
 
-@pytest.fixture(scope="module")
-def a_data_set(tmp_path_factory):
-    """An nnU-Net folder of five phantoms with two balls each, and two test cases."""
-    folder = tmp_path_factory.mktemp("data") / "Task001_Balls"
-    rng = np.random.default_rng(0)
-    for part, count in (("Tr", 5), ("Ts", 2)):
-        for kind in ("images", "labels"):
-            (folder / f"{kind}{part}").mkdir(parents=True)
-        for n in range(count):
-            grid = phantoms.tilted_grid((24, 28, 32), (4, 4, 4))
-            shift = rng.uniform(-6, 6, 3)
-            balls = (
-                phantoms.Ball(tuple(np.array([-30, 0, 0]) + shift), 16, 150.0),
-                phantoms.Ball(tuple(np.array([30, 0, 0]) + shift), 16, 350.0),
-            )
-            labels = np.zeros(grid.shape, np.uint8)
-            for value, ball in enumerate(balls, start=1):
-                labels[phantoms.inside(ball, grid)] = value
-            write_nifti(
-                phantoms.ct_of(grid, balls, noise=10).array[0],
-                grid,
-                folder / f"images{part}/c{n}_0000.nii.gz",
-            )
-            write_nifti(labels, grid, folder / f"labels{part}/c{n}.nii.gz")
-    table = {"labels": {"0": "background", "1": "kidney_left", "2": "kidney_right"}, "modality": {"0": "CT"}}
-    (folder / "dataset.json").write_text(json.dumps(table))
-    return folder
-
-
 def a_task(folder, **changes) -> Task:
     settings = {
         "structures": KEYS,
@@ -197,7 +168,7 @@ def test_augmentation_is_drawn_once_and_applied_without_chance():
     rng = np.random.default_rng(3)
     image, labels = torch.randn(1, 40, 40, 40), (torch.rand(40, 40, 40) > 0.7).to(torch.uint8)
     for _ in range(40):
-        how = Augment.drawn(rng, (3, 3, 3), mirror=True)
+        how = Augment.drawn(rng, (3, 3, 3), mirror=2)
         size = extent(how, (16, 16, 16))
         cut = tuple(slice(0, n) for n in size)
         x, y = image[(slice(None), *cut)], labels[cut]
@@ -431,7 +402,7 @@ def test_image_and_labels_on_different_grids_are_refused(a_data_set, tmp_path):
 
 
 def test_task_of_reads_names_from_the_data_set(a_data_set, a_tiny_card):
-    task = task_of({"head": "h", "epochs": 3}, a_tiny_card, a_data_set)
+    task = task_of({"head": "h", "epochs": 3, "dataset": a_data_set.name}, a_tiny_card, a_data_set.parent)
     assert task.structures == KEYS
     assert task.patch_kji == a_tiny_card.prepare.patch_kji
     assert isinstance(task.cases[0], Case)

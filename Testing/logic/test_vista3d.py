@@ -12,10 +12,9 @@ import torch
 
 from CTSegLogic.app.session import Session
 from CTSegLogic.files.points import read_points
-from CTSegLogic.files.weights import cards
+from CTSegLogic.files.weights import cards, file_spec
 from CTSegLogic.nets.vista3d import build, class_features, class_vectors, point_features, point_logits
 from CTSegLogic.systems import open_system
-from CTSegLogic.systems.clnet import file_spec
 from CTSegLogic.systems.vista3d.points import edited
 from CTSegLogic.values.card import Card, License
 from CTSegLogic.values.errors import ImageInvalid, PromptUnknown, Unteachable, WeightsCorrupt, WeightsMismatch

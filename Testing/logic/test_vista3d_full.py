@@ -14,10 +14,9 @@ import torch
 from test_vista3d import CPU, LAYOUTS, a_card, a_net, monais_labels
 
 from CTSegLogic.files.images import read_image
-from CTSegLogic.files.weights import cards
+from CTSegLogic.files.weights import cards, file_spec
 from CTSegLogic.nets.vista3d import build, class_features, class_vectors, point_features, point_logits
 from CTSegLogic.systems import open_system
-from CTSegLogic.systems.clnet import file_spec
 from CTSegLogic.values.card import License
 from CTSegLogic.values.grid import Box
 from CTSegLogic.values.prompt import Classes, resolve

@@ -1,7 +1,7 @@
 """Defects of the published code and its configurations, and the test that each is none here.
 
-P1  a key the training configuration lacks   see test_vista3d_learn.py
-P2  a patch of 198 voxels                    see test_vista3d_learn.py; windows in test_overrides.py
+P1  a key the training configuration lacks   test_vista3d_learn.py: a data list with folds is written and read
+P2  a patch of 198 voxels                    test_vista3d_learn.py: a_patch_the_network_cannot_take_...
 P3  an unknown name becomes a new class      test_vista3d.py: a_name_with_a_typo_is_an_error
 P4  a stale list of special classes          special_clicks_are_those_the_network_was_trained_with
 P5  the card's overlap is not passed on      the_overlap_of_the_card_is_the_one_that_runs
@@ -9,14 +9,14 @@ P6  a click on the border is dropped         test_vista3d.py: a_click_on_the_bor
 P7  features of another scan answer          test_vista3d.py: features_of_one_scan_never_answer_for_another
 P8  padding of a small volume moves clicks   clicks_in_a_volume_smaller_than_the_window_stay
 P9  255 means "nothing" and a class          class_255_is_a_class_and_what_no_window_saw_is_none
-P10 labels in 8 bits when training           see test_vista3d_learn.py
-P11 freezing one branch freezes the encoder  see test_vista3d_learn.py
+P10 labels in 8 bits when training           test_vista3d_learn.py: label_values_above_255_...
+P11 freezing one branch freezes the encoder  test_vista3d_learn.py: a_frozen_part_gets_no_gradient_...
 P12 transforms must be the same objects      there are none; test_vista3d.py: labels_equal_those_of_the_...
-P13 the brain script stops, sizes change     see the tests of the brain's preparation
+P13 the brain script stops, sizes change     test_brain.py: sizes; test_batch.py: a broken scan stops no other
 P14 the default set contradicts the manual   everything_follows_the_modality_of_the_scan
-P15 group prompts of a fine-tuned model      see test_vista3d_learn.py; test_vista3d.py: groups_stand_for_...
+P15 group prompts of a fine-tuned model      test_vista3d_learn.py: ..._a_group_becomes_a_class
 P16 class 0 is accepted                      test_vista3d.py: numbers_without_a_trained_class_are_errors_...
-P17 metrics cannot be kept in a folder       see test_vista3d_learn.py
+P17 metrics cannot be kept in a folder       test_vista3d_learn.py: rows_go_to_mlflow_when_...
 P18 memory grows with clicks and objects     many_clicks_keep_few_windows_and_no_more
 P19 the accelerator's cache is emptied       nothing_empties_the_accelerators_cache
 P20 inputs too small for the network         tiny_scans_run
@@ -26,7 +26,6 @@ P22 examples give clicks to a model without  test_vista3d.py: the_model_for_mr_t
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import itertools
 from dataclasses import replace
@@ -38,6 +37,7 @@ import torch
 import torch.nn.functional as F
 from test_vista3d import CPU, a_card, a_click, a_net, a_scan
 
+import CTSegLogic.systems.vista3d as vista3d
 import CTSegLogic.systems.vista3d.points as points_module
 from CTSegLogic.app.session import Session
 from CTSegLogic.engine.window import tile_starts
@@ -75,14 +75,13 @@ def test_special_clicks_are_those_the_network_was_trained_with(tmp_path, monkeyp
 
 @pytest.mark.parametrize("overlap", [0.25, 0.625])
 def test_the_overlap_of_the_card_is_the_one_that_runs(tmp_path, monkeypatch, overlap):
-    sweep = importlib.import_module("CTSegLogic.systems.vista3d.sweep")
-    seen, real = [], sweep.slide
+    seen, real = [], vista3d.slide
 
     def spy(image, predict, sinks, tiling, run):
         seen.append((image.shape[1:], tiling))
         real(image, predict, sinks, tiling, run)
 
-    monkeypatch.setattr(sweep, "slide", spy)
+    monkeypatch.setattr(vista3d, "slide", spy)
     card = a_card(tmp_path)
     card = replace(card, prepare=replace(card.prepare, overlap=overlap))
     result = open_system(card, CPU).segment(a_scan(), resolve(Classes(("liver",)), card), CPU)

@@ -48,8 +48,9 @@ def heads_of(
         learned[key] = ", ".join(
             f"{kind} ({n} data sets)" for kind, n in counts.items() if n and kind in modality
         )
+    kinds = {"anatomy": "exclusive", "overlapping": "sigmoid"}
     heads = tuple(
-        Head(name=name, structures=tuple(part), file="model", activation="sigmoid")
+        Head(name=name, structures=tuple(part), file="model", activation=kinds[name])
         for name, part in parts.items()
         if part
     )
@@ -88,7 +89,7 @@ def main() -> int:
         title="VISTA3D: CT, named classes and clicks", modality=("CT",), points=True,
         prepare=Prepare(
             spacing_mm=(1.5, 1.5, 1.5), patch_kji=(128, 128, 128), code="RAS", antialias=False, overlap=0.25,
-            blend="constant", intensity=Intensity(kind="range", clip=CT_WINDOW),
+            blend="constant", foreground=True, intensity=Intensity(kind="range", clip=CT_WINDOW),
         ),
         files={"model": FileSpec(url=HUB.format("NV-Segment-CT"))},
         license=License(
@@ -104,8 +105,8 @@ def main() -> int:
         title="NV-Segment-CTMR: CT and MR, body and brain, automatic", modality=("CT", "MR"),
         prepare=Prepare(
             spacing_mm=(1.5, 1.5, 1.5), patch_kji=(192, 192, 128), code="RAS", antialias=False, overlap=0.25,
-            blend="constant", intensity=Intensity(kind="percentile", percentiles=(1.0, 99.0)),
-            channels=("image",),
+            blend="constant", foreground=True, channels=("image",),
+            intensity=Intensity(kind="percentile", percentiles=(1.0, 99.0)),
         ),
         files={"model": FileSpec(url=HUB.format("NV-Segment-CTMR"))},
         license=License(

@@ -9,35 +9,31 @@ so all classes share one pass and one ring: memory does not know how many were a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from CTSegLogic.engine.backend import Accelerated, Accelerator
 from CTSegLogic.engine.collect import collect
-from CTSegLogic.engine.device import (
-    MemoryPlan,
-    autocast,
-    free_bytes,
-    overridden,
-    pick_device,
-    plan_memory,
-)
+from CTSegLogic.engine.device import MemoryPlan, autocast, pick_device
 from CTSegLogic.engine.origin import Stages, origin_of
 from CTSegLogic.engine.readout import Readout
-from CTSegLogic.engine.window import Tiling
-from CTSegLogic.files.weights import ensure, file_sha256
-from CTSegLogic.nets.vista3d import STRIDE, build, class_features, class_vectors
-from CTSegLogic.systems.tensors import load_strictly, read_checkpoint
-from CTSegLogic.systems.vista3d.layouts import own_names
+from CTSegLogic.engine.window import Shared, Sink, slide
+from CTSegLogic.files.shelf import Shelf
+from CTSegLogic.files.weights import threads_named
+from CTSegLogic.nets.vista3d import class_vectors, stride
+from CTSegLogic.systems.vista3d.family import Family
+from CTSegLogic.systems.vista3d.learn import VistaLearner
 from CTSegLogic.systems.vista3d.points import Kept, around_clicks, clicked, edited, fingerprint
-from CTSegLogic.systems.vista3d.prepare import Prepared, prepared
-from CTSegLogic.systems.vista3d.sweep import Window, fitting, shelf_of, sweep, window_of
+from CTSegLogic.systems.vista3d.prepare import Prepared, Window, in_half, planned, prepared
+from CTSegLogic.systems.vista3d.sweep import Swept, feature_place, fitting, sweep, window_of
 from CTSegLogic.values.card import Card, Head
-from CTSegLogic.values.errors import CardInvalid, PackageMissing, Unteachable
+from CTSegLogic.values.errors import CardInvalid
 from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.move import move
 from CTSegLogic.values.prediction import Entry, Layer, Prediction, prediction_of
@@ -47,9 +43,7 @@ from CTSegLogic.values.structures import Structure
 from CTSegLogic.values.task import Task
 from CTSegLogic.values.volume import Volume
 
-_BEST_OVERLAP = 0.5
 _NEW = 133  # any index above those the point head knows: a new object
-EXCLUSIVE = "anatomy"  # the head whose classes share voxels with none of their own
 
 
 class Vista:
@@ -57,22 +51,18 @@ class Vista:
 
     def __init__(self, card: Card, run: Run) -> None:
         self.card, self.device = card, pick_device(run)
+        step = stride(card.network)
         for size in card.prepare.patch_kji:
-            if size % STRIDE:
+            if size % step:
                 raise CardInvalid(
                     seen=f"Card {card.name!r}: a window of {size} voxels does not suit this network.",
-                    hint=f"Use multiples of {STRIDE}.",
+                    hint=f"Use multiples of {step}.",
                 )
-        (name,) = card.files
-        path = ensure(card)[name]
-        # Built without memory, then given the file's own pages: 831 MB are never held twice.
-        with torch.device("meta"):
-            self.net = _built(card)
-        tensors = own_names(read_checkpoint(path), path.name)
-        load_strictly(self.net, tensors, f"{card.name}", assign=True)
-        self.net.to(self.device).eval().requires_grad_(False)
-        self.sums = {name: file_sha256(path)}
+        self.family = Family(card, self.device)
+        self.net = self.family.net(card.heads[0].file if card.files else "")  # of the classes
+        self.clicker = self.family.net(card.network["clicks"]) if "clicks" in card.network else self.net
         self.kept = Kept()
+        self.accelerator = Accelerator(Shelf(), self.device, threads_named=threads_named())
 
     def segment(self, volume: Volume, ask: Ask, run: Run) -> Prediction:
         """The asked structures on the volume's grid."""
@@ -83,33 +73,45 @@ class Vista:
         ready = prepared(volume, self.card.prepare, window, self.device, run.workers)
         part = _part_of(volume.grid, ready.work)
         stages.mark("prepare")
-        (readouts, plan, said), window, less = self._network(ready, window, volume, part, ask, run)
-        warnings = ready.warnings + less + said
-        del ready  # the network's input is no longer needed, and as large as four label maps
+        attempt = functools.partial(self._swept, volume, ask, run, ready)
+        with torch.inference_mode():
+            (readouts, plan, swept), window, less = fitting(window, attempt, self.device)
+        said = (*ready.warnings, *less, *swept.notes)
+        del attempt, ready  # the network's input is no longer needed, and as large as four label maps
         run = replace(run, overrides=replace(run.overrides, window=window))
         stages.mark("network")
         run.progress(1.0, "labels")
         layers, entries = _collected(readouts, ask, volume.grid, part)
         stages.mark("labels")
-        origin = origin_of(self.card, self.sums, ask, run, self.device, stages, plan, warnings)
+        sums = self.family.sums
+        origin = origin_of(self.card, sums, ask, run, self.device, stages, plan, said, backend=swept.backend)
         return Prediction(grid=volume.grid, layers=tuple(layers), entries=tuple(entries), origin=origin)
 
-    def _network(
-        self, ready: Prepared, window: Window, volume: Volume, part: Box, ask: Ask, run: Run
-    ) -> tuple[tuple[list[Readout], MemoryPlan, tuple[str, ...]], Window, tuple[str, ...]]:
-        """Full readouts, the plan and what is to be said; the window that fitted; a warning if smaller."""
-        quiet = replace(run, precision="fp32") if self.device.type == "cpu" and _half(run) else run
+    def _swept(
+        self, volume: Volume, ask: Ask, run: Run, ready: Prepared, window: Window
+    ) -> tuple[list[Readout], MemoryPlan, Swept]:
+        """The readouts of everything asked, filled in one pass with that window."""
+        readouts = self.readouts(ask, ready.work, volume.grid.cropped(_part_of(volume.grid, ready.work)), run)
+        streams: dict[str, list[Readout]] = {}
+        for readout, (head, _) in zip(readouts, ask.heads, strict=True):
+            streams.setdefault(head.file, []).append(readout)
+        plan = planned(self.card, ready, window, self.device, run, len(streams))
+        quiet = replace(run, precision="fp32") if self.device.type == "cpu" and in_half(run) else run
+        used = {file: self.family.sums[file] for file in streams}
+        predict = _turned(self.family.features(list(streams)), ready.turn)
 
-        def attempt(window: Window) -> tuple[list[Readout], MemoryPlan, tuple[str, ...]]:
-            readouts = self.readouts(ask, ready.work, volume.grid.cropped(part), run)
-            plan = self._plan(ready, window, run)
-            scan = fingerprint(volume) if run.overrides.keep_features is not None else ""
-            shelf = shelf_of(scan, self.sums, self.card, ready, plan, run)
-            said = sweep(ready.image, self._predict(ready.turn), [readouts], plan, run, shelf)
-            return readouts, plan, said
+        def network(sinks: Sequence[Sink]) -> Accelerated:
+            shared = [Shared(part) for part in streams.values()]
+            of = {**used, "turn": str(ready.turn)}
+            with self.accelerator.settled(plan):
+                fast = self.accelerator.use(predict, ready.image, shared, plan, run, of=of)
+                with autocast(self.device, quiet):
+                    slide(ready.image, fast, sinks, plan.tiling, run)
+            return fast
 
-        with torch.inference_mode(), autocast(self.device, quiet):
-            return fitting(window, attempt, self.device)
+        scan = fingerprint(volume) if run.overrides.keep_features is not None else ""
+        place = feature_place(scan, used, self.card, ready, plan, run)
+        return readouts, plan, sweep(ready.image, network, list(streams.values()), plan, run, place)
 
     def _clicked(self, volume: Volume, ask: Ask, run: Run) -> Prediction:
         """The object that clicks mean, or a mask corrected by them."""
@@ -125,7 +127,7 @@ class Vista:
         index = self.card.labels.get(structure.key, _NEW)
         stages.mark("prepare")
         with torch.inference_mode(), autocast(self.device, run):
-            logits, reached = clicked(self.net, self.kept, points, index, window, run)
+            logits, reached = clicked(self.clicker, self.kept, points, index, window, run)
         stages.mark("network")
         if ask.before is None:
             logits = around_clicks(logits, reached, points, ready.work)
@@ -135,16 +137,17 @@ class Vista:
         mask = move(logits, ready.work, volume.grid, order=1, outside=-1.0) > 0
         stages.mark("labels")
         found = prediction_of([(mask.astype(np.uint8), {1: structure})], volume.grid)
-        plan = self._plan(ready, window, run)
-        origin = origin_of(self.card, self.sums, ask, run, self.device, stages, plan, ready.warnings)
+        plan = planned(self.card, ready, window, self.device, run)
+        origin = origin_of(self.card, self.family.sums, ask, run, self.device, stages, plan, ready.warnings)
         return replace(found, origin=origin)
 
     def readouts(self, ask: Ask, work: Grid, scan: Grid, run: Run) -> list[Readout]:
         """One readout per head asked for: anatomy by the best class above 0, the others class by class."""
         made = []
         for head, wanted in ask.heads:
-            vectors = class_vectors(self.net, [self.card.labels[s.key] for s in wanted])
-            exclusive = head.name == EXCLUSIVE
+            net = self.family.net(head.file)
+            vectors = class_vectors(net, [self.card.labels[s.key] for s in wanted])
+            exclusive = head.activation == "exclusive"
             if exclusive:
                 vectors = torch.cat([torch.zeros_like(vectors[:1]), vectors])
             made.append(
@@ -160,46 +163,10 @@ class Vista:
             )
         return made
 
-    def learner(self, task: Task, run: Run) -> NoReturn:
-        """Raises Unteachable: fine-tuning of this system is not there yet."""
+    def learner(self, task: Task, run: Run) -> VistaLearner:
+        """A learner for new classes, or for the whole network (see systems/vista3d/learn.py)."""
         del run
-        raise Unteachable(
-            seen=f"{self.card.name} cannot learn {task.head!r} in this version.",
-            hint="Teach a model of the system clnet.",
-        )
-
-    def _predict(self, turn: tuple[int, int, int]) -> Callable[[Tensor], Sequence[Tensor]]:
-        """Tiles in the ring's order of axes, through the network in R, A, S, and back."""
-        there = (0, 1, *(2 + axis for axis in turn))
-        back = (0, 1, *(2 + turn.index(axis) for axis in range(3)))
-
-        def predict(tiles: Tensor) -> list[Tensor]:
-            return [class_features(self.net, tiles.permute(there).contiguous()).permute(back)]
-
-        return predict
-
-    def _plan(self, ready: Prepared, window: Window, run: Run) -> MemoryPlan:
-        prepare, channels = self.card.prepare, int(self.card.network.get("width", 48))
-        sides = [0, 0, 0]
-        for size, axis in zip(window, ready.turn, strict=True):
-            sides[axis] = size
-        tiling = Tiling(
-            patch_kji=(sides[0], sides[1], sides[2]),
-            overlap=_BEST_OVERLAP if run.quality == "best" else prepare.overlap,
-            blend=prepare.blend,
-            placing="stepped",
-            padding="edge",
-            ring_half=_half(run) or run.overrides.keep_features is not None,
-        )
-        tiling = overridden(tiling, self.device, run)
-        # Measured on the published network: about 26 maps of its first level live at once.
-        width = int(self.card.network.get("filters", 48))
-        tile = int(np.prod(window)) * (26 * width + 4 * channels)
-        plan = plan_memory(tiling, ready.work.shape, channels, tile, self.device, run)
-        if plan.ring_bytes > 0.5 * free_bytes(self.device, run) and not tiling.ring_half:
-            halved = replace(tiling, ring_half=True)
-            plan = plan_memory(halved, ready.work.shape, channels, tile, self.device, run)
-        return plan
+        return VistaLearner(self.card, self.family, self.device, task)
 
 
 def open_card(card: Card, run: Run) -> Vista:
@@ -207,18 +174,17 @@ def open_card(card: Card, run: Run) -> Vista:
     return Vista(card, run)
 
 
-def _built(card: Card) -> torch.nn.Module:
-    numbers = {k: v for k, v in card.network.items() if k in ("width", "filters", "blocks", "inputs")}
-    try:
-        return build(numbers)
-    except ImportError as error:
-        raise PackageMissing(
-            seen=f"{card.name} needs MONAI, which is not installed.", hint="Install it: pip install monai."
-        ) from error
+def _turned(
+    features: Callable[[Tensor], list[Tensor]], turn: tuple[int, int, int]
+) -> Callable[[Tensor], Sequence[Tensor]]:
+    """Tiles in the ring's order of axes, through the network in R, A, S, and back."""
+    there = (0, 1, *(2 + axis for axis in turn))
+    back = (0, 1, *(2 + turn.index(axis) for axis in range(3)))
 
+    def predict(tiles: Tensor) -> list[Tensor]:
+        return [out.permute(back) for out in features(tiles.permute(there).contiguous())]
 
-def _half(run: Run) -> bool:
-    return run.precision in ("fp16", "bf16")
+    return predict
 
 
 def _part_of(scan: Grid, work: Grid) -> Box:
@@ -247,4 +213,6 @@ def _collected(
 def _as_asked(head: Head, wanted: Sequence[Structure]) -> Head:
     """The head as if it had the wanted classes only, in their order."""
     keys: Any = tuple(s.key for s in wanted)
-    return replace(head, structures=keys, activation="softmax" if head.name == EXCLUSIVE else "sigmoid")
+    return replace(
+        head, structures=keys, activation="softmax" if head.activation == "exclusive" else "sigmoid"
+    )

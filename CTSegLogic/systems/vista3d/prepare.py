@@ -9,19 +9,24 @@ back is one gather.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from CTSegLogic.engine.intensity import scale_, scaler
-from CTSegLogic.values.card import Prepare
+from CTSegLogic.engine.device import MemoryPlan, free_bytes, overridden, plan_memory
+from CTSegLogic.engine.intensity import foreground, scale_, scaler
+from CTSegLogic.engine.window import Tiling
+from CTSegLogic.values.card import Card, Prepare
 from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.move import move
+from CTSegLogic.values.run import Run
 from CTSegLogic.values.volume import Volume
 
-_MARGIN = 10  # voxels around the foreground
+_BEST_OVERLAP = 0.5
+
+Window = tuple[int, int, int]  # voxels along R, A, S
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,16 +55,11 @@ def prepared(
         move(channel, volume.grid, spaced, order=prepare.order, outside=None, workers=workers)
         for channel in volume.array
     ]
-    found = [box for box in (Box.around(channel > 0) for channel in channels) if box is not None]
-    warnings: tuple[str, ...] = ()
-    if found:
-        box = found[0]
-        for other in found[1:]:
-            box = box.union(other)
-        box = box.grown(_MARGIN).clipped(spaced.shape)
-    else:
-        box = Box.whole(spaced.shape)
-        warnings = ("No voxel lies above zero: the whole scan was looked at.",)
+    box, warnings = Box.whole(spaced.shape), tuple[str, ...]()
+    if prepare.foreground:
+        found = foreground(channels)
+        box = found or box
+        warnings = () if found else ("No voxel lies above zero: the whole scan was looked at.",)
     cropped = spaced.cropped(box)
     code = _ring_order(cropped.oriented("RAS").shape, patch_ras)
     work = cropped.oriented(code)
@@ -72,6 +72,38 @@ def prepared(
         parts.append(torch.from_numpy(scaled).to(device))
     k, j, i = (code.index(letter) for letter in "RAS")
     return Prepared(image=torch.stack(parts), work=work, turn=(k, j, i), warnings=warnings)
+
+
+def planned(
+    card: Card, ready: Prepared, window: Window, device: torch.device, run: Run, streams: int = 1
+) -> MemoryPlan:
+    """Tiles and memory of a run with so many maps of features."""
+    prepare, channels = card.prepare, streams * int(card.network.get("width", 48))
+    sides = [0, 0, 0]
+    for size, axis in zip(window, ready.turn, strict=True):
+        sides[axis] = size
+    tiling = Tiling(
+        patch_kji=(sides[0], sides[1], sides[2]),
+        overlap=_BEST_OVERLAP if run.quality == "best" else prepare.overlap,
+        blend=prepare.blend,
+        placing="stepped",
+        padding="edge",
+        ring_half=in_half(run) or run.overrides.keep_features is not None,
+    )
+    tiling = overridden(tiling, device, run)
+    # Measured on the published network: about 26 maps of its first level live at once.
+    width = int(card.network.get("filters", 48))
+    tile = int(np.prod(window)) * (26 * width + 4 * channels)
+    plan = plan_memory(tiling, ready.work.shape, channels, tile, device, run)
+    if plan.ring_bytes > 0.5 * free_bytes(device, run) and not tiling.ring_half:
+        halved = replace(tiling, ring_half=True)
+        plan = plan_memory(halved, ready.work.shape, channels, tile, device, run)
+    return plan
+
+
+def in_half(run: Run) -> bool:
+    """Whether the ring keeps its sums in half precision."""
+    return run.precision in ("fp16", "bf16")
 
 
 def _spacing_of(grid: Grid, prepare: Prepare) -> list[float]:

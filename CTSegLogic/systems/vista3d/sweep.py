@@ -19,19 +19,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from CTSegLogic.engine.backend import Accelerated
 from CTSegLogic.engine.device import MemoryPlan
 from CTSegLogic.engine.readout import Readout
-from CTSegLogic.engine.window import Predict, Shared, slide
+from CTSegLogic.engine.window import Shared, Sink
 from CTSegLogic.files.features import FeatureFolder, FeatureWriter, gib
-from CTSegLogic.nets.vista3d import STRIDE
-from CTSegLogic.systems.vista3d.prepare import Prepared
+from CTSegLogic.nets.vista3d import stride
+from CTSegLogic.systems.vista3d.prepare import Prepared, Window
 from CTSegLogic.values.card import Card
 from CTSegLogic.values.errors import OutOfMemory, SettingInvalid, out_of_memory
 from CTSegLogic.values.run import Run
 
-Window = tuple[int, int, int]
 _CUBES = (128, 96, 64)  # windows that are tried when memory runs out
-_LEAST = 2 * STRIDE  # below it the deepest level is one voxel, which cannot be normalised
 
 Result = TypeVar("Result")
 
@@ -43,11 +42,13 @@ def window_of(card: Card, run: Run) -> Window:
         SettingInvalid: the network cannot take it.
     """
     window = run.overrides.window or card.prepare.patch_kji
+    step = stride(card.network)
     for size in window:
-        if size % STRIDE or size < _LEAST:
+        # Below two steps the deepest level is one voxel, which cannot be normalised.
+        if size % step or size < 2 * step:
             raise SettingInvalid(
                 seen=f"A window of {size} voxels does not suit {card.name}.",
-                hint=f"Use multiples of {STRIDE}, at least {_LEAST}, along R, A and S.",
+                hint=f"Use multiples of {step}, at least {2 * step}, along R, A and S.",
             )
     return window
 
@@ -101,16 +102,16 @@ def fitting(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shelf:
+class FeaturePlace:
     """The place of one scan's features on disk: a folder and a key."""
 
     folder: FeatureFolder
     key: str
 
 
-def shelf_of(
+def feature_place(
     scan: str, sums: Mapping[str, str], card: Card, ready: Prepared, plan: MemoryPlan, run: Run
-) -> Shelf | None:
+) -> FeaturePlace | None:
     """Where features of this scan, made this way, are kept, or None when the user keeps none.
 
     Args:
@@ -132,46 +133,58 @@ def shelf_of(
     )
     key = hashlib.blake2b(repr(made).encode(), digest_size=16).hexdigest()
     limit = int(wish.keep_features_gib * 2**30)
-    return Shelf(folder=FeatureFolder(folder=wish.keep_features, limit=limit), key=key)
+    return FeaturePlace(folder=FeatureFolder(folder=wish.keep_features, limit=limit), key=key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swept:
+    """How readouts were filled: what ran the network ("" when none did), and what is to be said of it."""
+
+    backend: str
+    notes: tuple[str, ...] = ()
 
 
 def sweep(
     image: Tensor,
-    predict: Predict,
+    network: Callable[[Sequence[Sink]], Accelerated],
     streams: Sequence[Sequence[Readout]],
     plan: MemoryPlan,
     run: Run,
-    shelf: Shelf | None,
-) -> tuple[str, ...]:
-    """Fills the readouts, from features on disk or by the network, and returns what is to be said of it.
+    place: FeaturePlace | None,
+) -> Swept:
+    """Fills the readouts, from features on disk or by the network.
 
     Args:
-        image, predict: of `slide`.
-        streams: the empty readouts of each output of `predict`.
+        image: (C, K, J, I), prepared.
+        network: runs over the image into one sink per stream.
+        streams: the empty readouts of each.
         plan: tiles and the ring's place.
         run: progress and cancelling.
-        shelf: where features are kept, or None.
+        place: where features are kept, or None.
     """
     sinks = [Shared(readouts) for readouts in streams]
-    if shelf is None:
-        slide(image, predict, sinks, plan.tiling, run)
-        return ()
-    slabs = shelf.folder.read(shelf.key) if len(sinks) == 1 else []
+    if place is None:
+        return _ran(network(sinks))
+    slabs = place.folder.read(place.key) if len(sinks) == 1 else []
     if slabs:
         _replay(slabs, sinks[0], torch.device(plan.tiling.ring_device or image.device), run)
-        return ("Features kept from an earlier run were read; the network did not run.",)
+        said = "Features kept from an earlier run were read; the network did not run."
+        return Swept(backend="", notes=(said,))
     size = 2 * sinks[0].channels * image[0].numel()
-    refusal = shelf.folder.refusal(size) if len(sinks) == 1 else "several networks make them"
+    refusal = place.folder.refusal(size) if len(sinks) == 1 else "several networks make them"
     if refusal:
-        slide(image, predict, sinks, plan.tiling, run)
-        return (f"Features are not kept: {refusal}.",)
+        return _ran(network(sinks), f"Features are not kept: {refusal}.")
     run.progress(0.0, f"features are kept ({gib(size)})")
-    with shelf.folder.writing(shelf.key) as writer:
+    with place.folder.writing(place.key) as writer:
         keeping = _Keeping(writer, sinks[0].channels)
-        slide(image, predict, [Shared([*streams[0], keeping])], plan.tiling, run)
+        fast = network([Shared([*streams[0], keeping])])
     if writer.failed:
-        return (f"Features are not kept: {writer.failed}.",)
-    return (f"Features of this scan are kept: {gib(size)}.",)
+        return _ran(fast, f"Features are not kept: {writer.failed}.")
+    return _ran(fast, f"Features of this scan are kept: {gib(size)}.")
+
+
+def _ran(fast: Accelerated, *said: str) -> Swept:
+    return Swept(backend=fast.name, notes=(*fast.notes, *said))
 
 
 def _replay(
