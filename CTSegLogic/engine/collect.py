@@ -31,17 +31,17 @@ def collect(
     tidy = cleanup if clean else _as_it_is
     if head.activation == "softmax":
         values = [head.structures.index(s.key) + 1 for s in wanted]
-        maps = [(tidy(readout.labels, scan.voxel_ml), values, list(wanted))]
+        maps: list[Any] = [(tidy(readout.labels, scan.voxel_ml), values, list(wanted))]
     else:
         maps = []
         for structure in wanted:
             bit = head.structures.index(structure.key)
-            one = ((readout.labels >> bit) & 1).astype(np.uint8)
-            maps.append((tidy(one, scan.voxel_ml), [1], [structure]))
+            maps.append((bit, [1], [structure]))
     layers, entries = [], []
-    for labels, values, structures in maps:
+    for what, values, structures in maps:
+        labels = what if isinstance(what, np.ndarray) else tidy(_bit(readout.labels, what), scan.voxel_ml)
         made = layer_of(labels, values)
-        counts = np.bincount(made.array.ravel(), minlength=len(values) + 1)
+        counts = sum(np.bincount(plane.ravel(), minlength=len(values) + 1) for plane in made.array)
         for number, structure in enumerate(structures, start=1):
             channel = head.structures.index(structure.key) + (head.activation == "softmax")
             found = int(counts[number]) > 0
@@ -57,6 +57,14 @@ def collect(
             )
         layers.append(made)
     return layers, entries
+
+
+def _bit(codes: NDArray[Any], bit: int) -> NDArray[np.uint8]:
+    """One structure's mask, plane by plane: wider numbers never exist for a whole scan."""
+    mask = np.empty(codes.shape, np.uint8)
+    for plane, part in zip(mask, codes, strict=True):
+        plane[:] = (part >> bit) & 1
+    return mask
 
 
 def _as_it_is(labels: NDArray[Any], voxel_ml: float) -> NDArray[Any]:

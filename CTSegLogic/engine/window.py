@@ -155,6 +155,7 @@ def slide(
                 todo = part + todo
                 continue
             ring.add(part, outputs)
+            del outputs  # the next tile's channels may be as large, and both need not be there
             done += len(part)
             run.progress(done / len(corners), "network")
     ring.advance(int(padded.shape[1]))

@@ -120,7 +120,10 @@ def layer_of(labels: NDArray[Any], values: Sequence[int]) -> Layer:
     for number, value in enumerate(values, start=1):
         table[value] = number
     box = Box.around(labels) or Box(start_kji=(0, 0, 0), stop_kji=(1, 1, 1))
-    return Layer(array=table[labels[box.slices]], box=box)
+    array = np.empty(box.shape, table.dtype)
+    for plane, part in zip(array, labels[box.slices], strict=True):
+        plane[:] = table[part]  # numbers that index take eight bytes each: never those of a whole scan
+    return Layer(array=array, box=box)
 
 
 def smallest_unsigned(highest: int) -> type[np.unsignedinteger[Any]]:

@@ -76,12 +76,14 @@ class Vista:
         attempt = functools.partial(self._swept, volume, ask, run, ready)
         with torch.inference_mode():
             (readouts, plan, swept), window, less = fitting(window, attempt, self.device)
+        said = (*ready.warnings, *less, *swept.notes)
+        del attempt, ready  # the network's input is no longer needed, and as large as four label maps
         run = replace(run, overrides=replace(run.overrides, window=window))
         stages.mark("network")
         run.progress(1.0, "labels")
         layers, entries = _collected(readouts, ask, volume.grid, part)
         stages.mark("labels")
-        said, sums = (*ready.warnings, *less, *swept.notes), self.family.sums
+        sums = self.family.sums
         origin = origin_of(self.card, sums, ask, run, self.device, stages, plan, said, backend=swept.backend)
         return Prediction(grid=volume.grid, layers=tuple(layers), entries=tuple(entries), origin=origin)
 
