@@ -1,7 +1,7 @@
 """`ctseg` interrupted by Ctrl-C at its first tile, in a process of its own.
 
-Not in the tests' own process: pytest's fault handler gives signals a stack that is too small for the registers
-of processors with matrix units once those have been used, and the process dies.
+Not in the tests' own process: pytest's fault handler gives signals a stack that is too small for the
+registers of processors with matrix units once those have been used, and the process dies.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
 import os
 import signal
@@ -381,7 +382,7 @@ def test_rows_go_to_mlflow_when_it_is_installed(tmp_path, monkeypatch):
 
     fake = types.ModuleType("mlflow")
     fake.MlflowClient = Client
-    fake.__spec__ = types.SimpleNamespace(name="mlflow")
+    fake.__spec__ = importlib.machinery.ModuleSpec("mlflow", None)
     monkeypatch.setitem(sys.modules, "mlflow", fake)
     record = Mlflow(tmp_path, "balls", {"lr": 0.1})
     record.add({"epoch": 3, "loss": 0.5, "dice": float("nan")})
