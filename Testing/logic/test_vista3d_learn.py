@@ -417,6 +417,28 @@ def run_whole(*arguments) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_clicks_are_evaluated_one_after_the_other(a_base, a_data_set, capsys, monkeypatch):
+    from CTSegLogic.app import clicks
+    from CTSegLogic.app.cli import main
+
+    asked, real = [], clicks.Session.segment
+
+    def spy(session, volume, request):
+        asked.append(request.prompt)
+        return real(session, volume, request)
+
+    monkeypatch.setattr(clicks.Session, "segment", spy)
+    command = ["evaluate", str(a_base.folder), str(a_data_set), "--device", "cpu", "--json"]
+    assert main([*command, "--clicks", "1,3"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    named = {f"{key}, {count}" for key in KEYS for count in ("1 click", "3 clicks")}
+    assert named <= set(table)
+    first, second = (len(p.positive_ras) + len(p.negative_ras) for p in asked[:2])
+    assert (first, second) == (1, 2)
+    assert all(p.key in KEYS for p in asked)
+    assert main([*command, "--clicks", "0"]) == 2
+
+
 def killed_and_resumed(task_file, data, folder, trigger) -> None:
     """Trains in a child process, kills it hard when `trigger` says so, and goes on to the end."""
     quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
