@@ -97,9 +97,8 @@ class Processes(Generic[GivenT, ToldT]):
 
     def _start(self, run: Run) -> None:
         ours, theirs = self._context.Pipe()
-        plain = Run(**{name: getattr(run, name) for name in _PLAIN})
         process = self._context.Process(
-            target=_serve, args=(self.make, plain, theirs, self._stop), daemon=True
+            target=_serve, args=(self.make, run.settings(), theirs, self._stop), daemon=True
         )
         process.start()
         theirs.close()  # so that the end of the process closes the pipe
@@ -156,10 +155,6 @@ class Processes(Generic[GivenT, ToldT]):
         self._back.extend(rest)
         tell(number, self.lost(self._given.pop(number), fate))
         self._start(hand.run)
-
-
-# A progress bar and a signal's flag stay in the process they belong to.
-_PLAIN = ("device", "precision", "memory_gib", "workers", "seed", "quality")
 
 
 def _serve(make: Callable[[Run], Crew[Any, Any]], run: Run, connection: Any, stop: Any) -> None:

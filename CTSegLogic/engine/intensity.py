@@ -64,6 +64,14 @@ def scale_(part: NDArray[np.float32], numbers: tuple[float, float, float, float]
     part *= np.float32(1.0 / divide)
 
 
+def scaled(tone: Intensity, image: NDArray[Any]) -> NDArray[np.float32]:
+    """A float32 copy of an image (c, k, j, i), each channel scaled by its own numbers."""
+    copy = np.stack([np.asarray(channel, np.float32) for channel in image])
+    for part, channel in zip(copy, image, strict=True):
+        scale_(part, scaler(tone, channel))
+    return copy
+
+
 def foreground(channels: Sequence[NDArray[Any]] | NDArray[Any]) -> Box | None:
     """The box around what lies above zero in any channel (c, k, j, i), ten voxels wider; None when nothing
     does."""

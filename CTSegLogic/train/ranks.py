@@ -88,8 +88,4 @@ def joined(run: Run) -> tuple[Ranks, Run]:
     ranks = Ranks(rank=distributed.get_rank(), world=distributed.get_world_size())
     if cuda:
         run = replace(run, device=f"cuda:{distributed.get_node_local_rank()}")
-    return ranks, run if ranks.rank == 0 else replace(run, progress=_quiet)
-
-
-def _quiet(fraction: float, text: str) -> None:
-    del fraction, text
+    return ranks, run if ranks.rank == 0 else run.silent()

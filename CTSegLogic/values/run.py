@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -116,6 +116,14 @@ class Run:
         """Raises Cancelled when the user has asked to stop."""
         if self.cancelled():
             raise Cancelled
+
+    def silent(self) -> Run:
+        """The same run, telling nobody how far it is."""
+        return replace(self, progress=_silent)
+
+    def settings(self) -> Run:
+        """The same run without its callbacks: what another process can be given."""
+        return replace(self, progress=_silent, cancelled=_never)
 
 
 @dataclass(frozen=True, kw_only=True)

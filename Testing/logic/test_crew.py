@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
 from CTSegLogic.app.crew import Processes, runs_for
 from CTSegLogic.values.errors import Cancelled, CTSegError, ImageInvalid
-from CTSegLogic.values.run import Run
+from CTSegLogic.values.run import Overrides, Run
 
 CPU = Run(device="cpu")
 
@@ -89,3 +90,25 @@ def test_devices_are_dealt_in_turn_and_processes_on_one_share_its_memory():
     assert runs_for(CPU, None, None) == [CPU]
     shared = runs_for(Run(device="cpu", memory_gib=0.5), None, 2)
     assert [r.memory_gib for r in shared] == [0.25, 0.25]
+
+
+class Echo:
+    """Tells what it was given to run with."""
+
+    def __init__(self, run):
+        self.run = run
+
+    def work(self, tasks, tell):
+        for number, _ in tasks:
+            tell(number, self.run.silent().settings())
+
+
+def test_every_setting_reaches_the_other_process():
+    given = replace(
+        CPU,
+        backend="openvino",
+        overrides=Overrides(window=(32, 32, 32), overlap=0.1, blend="constant", postprocess="cpu"),
+        progress=print,
+    )
+    told = done_by(Processes(Echo, [given], lambda: False, lost), [1])
+    assert told[0] == given.settings()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from CTSegLogic.engine.clicks import correcting_click
 from CTSegLogic.engine.device import autocast
-from CTSegLogic.engine.intensity import scale_, scaler
+from CTSegLogic.engine.intensity import scaled
 from CTSegLogic.engine.loss import binary_dice_ce, dice_ce
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.window import slide
@@ -103,12 +103,13 @@ class VistaLearner:
 
     def labels(self, image: NDArray[Any], run: Run) -> NDArray[np.unsignedinteger[Any]]:
         """Channel numbers found in an unscaled image on the working grid, R, A, S (validation)."""
-        scaled = np.stack([np.asarray(channel, np.float32) for channel in image])
-        for part, channel in zip(scaled, image, strict=True):
-            scale_(part, scaler(self.prepare.intensity, channel))
         grid = Grid.of(image.shape[1:])
         device = self.device
-        ready = Prepared(image=torch.from_numpy(scaled).to(device), work=grid, turn=(0, 1, 2))
+        ready = Prepared(
+            image=torch.from_numpy(scaled(self.prepare.intensity, image)).to(device),
+            work=grid,
+            turn=(0, 1, 2),
+        )
         with torch.inference_mode():
             found = vectors(self.net, self.rows)
             matrix = torch.cat([torch.zeros_like(found[:1]), found])
@@ -122,7 +123,7 @@ class VistaLearner:
             )
             plan = planned(self.card, ready, self.prepare.patch_kji, device, run)
             with autocast(device, run):
-                slide(ready.image, self._features, [readout], plan.tiling, replace(run, progress=_quiet))
+                slide(ready.image, self._features, [readout], plan.tiling, run.silent())
         return readout.finish()
 
     def keep(self, folder: Path) -> Card:
@@ -328,7 +329,3 @@ def _prompts(truth: Tensor, annotated: Sequence[bool], most: int, chance: np.ran
     present = {int(v) - 1 for v in torch.unique(truth) if v}
     asked = [n for n in chance.permutation(len(annotated)).tolist() if annotated[n]]
     return sorted(asked, key=lambda n: n not in present)[:most]
-
-
-def _quiet(fraction: float, text: str) -> None:
-    del fraction, text

@@ -24,7 +24,7 @@ class Tuning:
     """The settings of a task's `teach`.
 
     Attributes:
-        preset, branch: see the module's text.
+        preset, branch: see `learn.py`.
         indices: global class index (1..511) by key; without one a known key keeps its own and a new one
             takes the next free.
         exclusive: classes compete (softmax with the background at 0, which is how they are read out) instead

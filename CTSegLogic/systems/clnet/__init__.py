@@ -1,0 +1,137 @@
+"""CL-Net: one frozen general encoder, one decoder per head; nothing learned later changes what was learned
+before.
+
+    Volume -> working grid -> tiles -> encoder once -> the needed decoders -> blended channels -> labels
+
+Source: arXiv 2302.00162 and 2503.12698 (networks in nets/clnet.py). Heads are isolated by construction: a
+head's file is written once, and training another head touches neither it nor the encoder's file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from CTSegLogic.engine.backend import Accelerator
+from CTSegLogic.engine.collect import collect
+from CTSegLogic.engine.compilers import Streams
+from CTSegLogic.engine.device import autocast
+from CTSegLogic.engine.intensity import scaler
+from CTSegLogic.engine.origin import Stages, origin_of
+from CTSegLogic.engine.resample import network_input
+from CTSegLogic.engine.window import slide
+from CTSegLogic.files.shelf import Shelf
+from CTSegLogic.files.weights import threads_named
+from CTSegLogic.systems.clnet.learn import ClNetLearner
+from CTSegLogic.systems.clnet.model import Model, check_patch, readout_of
+from CTSegLogic.values.card import Card, Head, Prepare
+from CTSegLogic.values.errors import SettingInvalid
+from CTSegLogic.values.prediction import Entry, Layer, Prediction
+from CTSegLogic.values.prompt import Ask
+from CTSegLogic.values.run import Run
+from CTSegLogic.values.task import Task
+from CTSegLogic.values.volume import Volume
+
+_AIR_HU = -500.0  # tiles of CT without a voxel above this hold no tissue, nor do those clipped to one value
+
+
+class ClNet(Model):
+    """The system of one card."""
+
+    def __init__(self, card: Card, run: Run) -> None:
+        super().__init__(card, run)
+        self.accelerator = Accelerator(Shelf(), self.device, threads_named=threads_named())
+
+    def segment(self, volume: Volume, ask: Ask, run: Run) -> Prediction:
+        """The asked structures on the volume's grid (see the module's text)."""
+        _check_overrides(self, run)
+        clock = Stages()
+        decoders = [(head, wanted, self.decoder(head)) for head, wanted in ask.heads]
+        clock.mark("load")
+        run.progress(0.0, "resampling")
+        prepare = self.card.prepare
+        work = prepare.grid_over(volume.grid)
+        image = network_input(volume, work, prepare, self.device, run.workers)
+        occupied = _occupied(image, volume, prepare)
+        clock.mark("prepare")
+        mode = "nearest" if run.quality == "fast" else "smooth"
+        readouts = [readout_of(decoder, head, work, volume.grid, mode) for head, _, decoder in decoders]
+        plan = self.tiled(work, readouts, run)
+        mirrored = run.quality == "best" and all(
+            mirror_of(head, self.card) is not None for head, _, _ in decoders
+        )
+        call, used = self.once(decoders, readouts), self.used(ask)
+        with self.accelerator.settled(plan), torch.inference_mode():
+            fast = self.accelerator.use(call, image, readouts, plan, run, of=used, occupied=occupied)
+            predict = self._mirrored(fast, decoders) if mirrored else fast
+            with autocast(self.device, run):
+                slide(image, predict, readouts, plan.tiling, run, occupied=occupied)
+        clock.mark("network")
+        run.progress(1.0, "labels")
+        layers: list[Layer] = []
+        entries: list[Entry] = []
+        for readout, (head, wanted, _) in zip(readouts, decoders, strict=True):
+            readout.finish()
+            more, of_head = collect(readout, head, wanted, volume.grid, len(layers))
+            layers += more
+            entries += of_head
+        clock.mark("labels")
+        return Prediction(
+            grid=volume.grid,
+            layers=tuple(layers),
+            entries=tuple(entries),
+            origin=origin_of(
+                self.card, used, ask, run, self.device, clock, plan, fast.notes, backend=fast.name
+            ),
+        )
+
+    def learner(self, task: Task, run: Run) -> ClNetLearner:
+        """A learner for a new head, or for a known one to be trained anew."""
+        del run
+        return ClNetLearner(self, task)
+
+    def _mirrored(self, once: Streams, decoders: Sequence[Any]) -> Streams:
+        """The mean of the network's answers for tiles and for their mirror images."""
+        turns = [mirror_of(head, self.card) for head, _, _ in decoders]
+
+        def both(tiles: Tensor) -> list[Tensor]:
+            flipped = [out.flip(-1)[:, turn] for out, turn in zip(once(tiles.flip(-1)), turns, strict=True)]
+            return [(a + b) / 2 for a, b in zip(once(tiles), flipped, strict=True)]
+
+        return both
+
+
+def open_card(card: Card, run: Run) -> ClNet:
+    """The system for a card of kind "clnet"."""
+    return ClNet(card, run)
+
+
+def mirror_of(head: Head, card: Card) -> list[int] | None:
+    """Channels after flipping left to right: sided structures change places; None where a twin is missing."""
+    words = card.vocabulary
+    twins = [words[key].mirrored_key for key in head.structures]
+    if not set(twins) <= set(head.structures):
+        return None
+    first = 1 if head.activation == "softmax" else 0
+    return [*range(first), *(head.structures.index(key) + first for key in twins)]
+
+
+def _occupied(image: Tensor, volume: Volume, prepare: Prepare) -> Tensor | None:
+    if volume.modality == "MR" or prepare.intensity.clip is None:
+        return None
+    low, _, subtract, divide = scaler(prepare.intensity, volume.array[0])
+    return image[0] > (max(low, _AIR_HU) - subtract) / divide + 1e-4
+
+
+def _check_overrides(system: ClNet, run: Run) -> None:
+    """Raises SettingInvalid for a window that the network cannot take, or features that cannot be kept."""
+    if run.overrides.window is not None:
+        check_patch(system.net.plan, run.overrides.window, SettingInvalid)
+    if run.overrides.keep_features is not None:
+        raise SettingInvalid(
+            seen=f"{system.card.name} has a decoder per head: no features serve all of them.",
+            hint="Leave --keep-features out, or choose vista3d or ctmr.",
+        )
