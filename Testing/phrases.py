@@ -70,7 +70,7 @@ def right(line: Line, meant: Understanding) -> bool:
 
 def said(meant: Understanding) -> bool:
     """Whether anything was said beside the structures: an unknown word, two readings, a note."""
-    return bool(meant.unknown or meant.ambiguous or any(match.note for match in meant.matches))
+    return bool(meant.unknown or meant.ambiguous or meant.notes)
 
 
 def resolved(line: Line, meant: Understanding) -> bool:
