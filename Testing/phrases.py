@@ -22,6 +22,7 @@ class Line:
     phrase: str
     language: str
     readings: tuple[tuple[str, ...], ...]
+    everything: bool
     at_least: bool
     never: tuple[str, ...]
     says: str
@@ -36,11 +37,13 @@ def read(name: str) -> list[Line]:
 
 def _line(row: list[str]) -> Line:
     phrase, language, expected, never, says = (*row, "", "", "")[:5]
-    readings = [] if expected == "none" else expected.removeprefix("~").split("|")
+    none = expected in ("none", "everything")
+    readings = [] if none else expected.removeprefix("~").split("|")
     return Line(
         phrase=phrase,
         language=language,
         readings=tuple(tuple(reading.split()) for reading in readings),
+        everything=expected == "everything",
         at_least=expected.startswith("~"),
         never=tuple(never.split()),
         says=says,
@@ -62,15 +65,17 @@ def right(line: Line, meant: Understanding) -> bool:
     if any(fnmatchcase(key, pattern) for key in (*given, *meant.wanted) for pattern in line.never):
         return False
     if not line.readings:
-        return not given and not meant.everything
-    if line.at_least:
-        return any(halves(reading) <= given for reading in line.readings)
-    return any(halves(reading) == given for reading in line.readings)
+        lacking = all(key in meant.excluded for key in line.never) or not line.everything
+        return not given and meant.everything == line.everything and lacking
+    if meant.everything:
+        return False
+    wanted = [halves(tuple(key for key in reading if key != "none")) for reading in line.readings]
+    return any(reading <= given if line.at_least else reading == given for reading in wanted)
 
 
 def said(meant: Understanding) -> bool:
-    """Whether anything was said beside the structures: an unknown word, two readings, a note."""
-    return bool(meant.unknown or meant.ambiguous or meant.notes)
+    """Whether anything was said beside the structures: a refusal, an unknown word, two readings, a note."""
+    return bool(not meant.clear or meant.notes)
 
 
 def resolved(line: Line, meant: Understanding) -> bool:

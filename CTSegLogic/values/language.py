@@ -1,11 +1,11 @@
 """`understand`: which structures a phrase means, deterministically and with every word accounted for.
 
-    phrase -> words and their roles (words) -> misspellings put right (spelling) -> the longest reading at each
-    place (phrases, numbered) -> sides, lists, exclusions (reader) -> Understanding
+    phrase -> words and their roles (words) -> misspellings put right (mending, spelling)
+    -> the longest reading at each place (phrases, numbered) -> sides, lists, exclusions (reader)
 
-Nothing is guessed in silence: a word that no name holds is reported with the nearest names, a correction or an
-assumption is a note, and a name shared by unrelated structures is reported as ambiguous unless the model at
-hand knows only one of them.
+Nothing is guessed in silence: a word that no name holds is reported with the nearest names, a correction or
+an assumption is a note, and a name shared by unrelated structures is reported as ambiguous unless the model
+at hand knows only one of them.
 """
 
 from __future__ import annotations
@@ -102,11 +102,12 @@ def understand(
 @functools.cache
 def _parts() -> dict[str, tuple[tuple[str, ...], bool]]:
     """Wholes to their parts, and whether those make up the whole."""
-    return {row["whole"]: (tuple(row["parts"].split("|")), row["complete"] == "yes") for row in rows("parts.csv")}
+    table = rows("parts.csv")
+    return {row["whole"]: (tuple(row["parts"].split("|")), row["complete"] == "yes") for row in table}
 
 
 def _with_parts(excluded: Iterable[str], reader: Reader, lexicon: Lexicon) -> Iterator[str]:
-    """What goes with things ruled out of "everything": their sides, their parts, the whole that members make."""
+    """What goes with things ruled out of "everything": their sides and parts, the whole of all members."""
     out = set(excluded)
     for key in excluded:
         inside = [*lexicon.halves.get(key, ()), *_parts().get(key, ((), False))[0]]
@@ -115,7 +116,9 @@ def _with_parts(excluded: Iterable[str], reader: Reader, lexicon: Lexicon) -> It
         yield from (part for part in more if reader.everything or part in reader.broad)
     for name, members in lexicon.groups.items():
         if members <= out:
-            yield from (key for key in lexicon.names.get(name, ()) if reader.everything or key in reader.broad)
+            yield from (
+                key for key in lexicon.names.get(name, ()) if reader.everything or key in reader.broad
+            )
 
 
 def _without(
@@ -138,7 +141,9 @@ def _without(
             left.append(key)
         elif complete and (within is None or within.issuperset(set(parts) - out)):
             left += [part for part in parts if part not in out]
-            remarks.append(f"{name[key]} without {', '.join(name[k] for k in lost)}: its other parts are taken")
+            remarks.append(
+                f"{name[key]} without {', '.join(name[k] for k in lost)}: its other parts are taken"
+            )
         else:
             left.append(key)
             remarks.append(f"{name[key]} is found whole, {', '.join(name[k] for k in lost)} included")

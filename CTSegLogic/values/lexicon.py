@@ -45,7 +45,7 @@ class Lexicon:
         self.halves: dict[str, list[str]] = {}
         self._vocabulary_names()
         self._more_names()
-        spoken = [(row["role"], row["means"], name_of(said)) for row in _spoken() for said in row["said"]]
+        spoken = _spoken()
         self.regions = {said: means.split("|") for role, means, said in spoken if role == "region"}
         self.families = {said: means for role, means, said in spoken if role == "family"}
         self.lesion_words = {said: means for role, means, said in spoken if role == "lesion"}
@@ -66,8 +66,9 @@ class Lexicon:
             if structure.laterality:
                 pair = "_".join(part for part in key.split("_") if part != structure.laterality)
                 self.halves.setdefault(pair, []).append(key)
-            for name in (structure.name, key, structure.tg263, *structure.latin, *structure.aliases):
+            for name in (structure.name, key, *structure.latin, *structure.aliases):
                 self._add(name, structure)
+            self._learn(name_of(structure.tg263), key)  # with its side: A_Carotid_L is the common one
             for language, name in structure.translations:
                 self._add(name, structure, language)
             for group in structure.groups:
@@ -89,11 +90,9 @@ class Lexicon:
         """Learns a name, and the same without its side, in the plural, and with ae for an umlaut."""
         for spelled in {name, name.translate(_UMLAUTS)}:
             whole = name_of(spelled)
-            self._learn(whole, structure.key)
-            if structure.laterality:
-                # The side may stand anywhere ("rib_left_1"), so the name is known as it is written, too.
+            if structure.laterality:  # the reader knows the side, wherever it stands
                 whole = tuple(word for word in whole if word not in _SIDES) or whole
-                self._learn(whole, structure.key)
+            self._learn(whole, structure.key)
             for many in _plurals(whole, language):
                 if many != whole:
                     self._learn(many, structure.key)
@@ -155,8 +154,10 @@ class Lexicon:
 
 
 @functools.cache
-def _spoken() -> list[dict[str, list[str] | str]]:  # type: ignore[type-arg]
-    return [{**row, "said": row["words"].split("|")} for row in rows("spoken.csv")]
+def _spoken() -> list[tuple[str, str, Name]]:
+    """(role, meaning, words) of every entry of spoken.csv."""
+    table = rows("spoken.csv")
+    return [(row["role"], row["means"], name_of(said)) for row in table for said in row["words"].split("|")]
 
 
 def _readings(spoken: list[tuple[str, str, Name]]) -> dict[Name, tuple[str, tuple[str, ...]]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from CTSegLogic.values.lexicon import Lexicon
+from CTSegLogic.values.lexicon import Lexicon, Name
 from CTSegLogic.values.words import Word
 
 _ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii")
@@ -31,11 +32,36 @@ _ORDINALS = {
     )
     for word in words.split()
 }
-_SPINE = tuple([f"c{n}" for n in range(1, 8)] + [f"t{n}" for n in range(1, 13)] + [f"l{n}" for n in range(1, 6)])
+_SPINE = tuple(
+    [f"c{n}" for n in range(1, 8)] + [f"t{n}" for n in range(1, 13)] + [f"l{n}" for n in range(1, 6)]
+)
 _LETTER = {"cervical": "c", "thoracic": "t", "lumbar": "l"}
 _CODE = re.compile(r"^([ctls])(\d{1,2})$")
 _LEVEL = re.compile(r"^(\d{1,2}|[ivx]+)([abc]?)$")
 _BETWEEN = {"and", "or"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Body:
+    """One way to read the words from some place up to `end`, sides before them apart.
+
+    Attributes:
+        name: the known name behind it, () for numbers and lesions.
+        keys: what it names; empty when it names nothing that exists (`trouble` then says what was sought).
+        note: what was assumed; side: said inside it ("tumour of the left kidney").
+        shared: where the noun stands that it borrowed.
+        several: whether the keys are a list, not one thing of two sides.
+    """
+
+    end: int
+    keys: frozenset[str]
+    name: Name = ()
+    note: str = ""
+    side: str = ""
+    both: bool = False
+    shared: int = -1
+    several: bool = False
+    trouble: str = ""
 
 
 def number(text: str) -> int | None:
@@ -59,8 +85,25 @@ class Numbered:
         self.families = lexicon.families
         self.longest = max(map(len, self.families), default=1)
 
-    def at(self, words: Sequence[Word], start: int) -> tuple[int, list[str], bool] | None:
-        """(where it ends, keys, whether each number exists) of a numbered reading that starts at a word."""
+    def at(self, words: Sequence[Word], start: int) -> Body | None:
+        """The numbered structures that are named from a word on; in `trouble` when one does not exist."""
+        return self._body(words, start, self._read(words, start))
+
+    def more(self, words: Sequence[Word], start: int, family: str) -> Body | None:
+        """The same where only numbers stand, of a family that was named before: "except the first"."""
+        return self._body(words, start, self._listed(words, start, start, family))
+
+    def _body(
+        self, words: Sequence[Word], start: int, found: tuple[int, list[str], bool] | None
+    ) -> Body | None:
+        if found is None:
+            return None
+        end, keys, good = found
+        if good:
+            return Body(end=end, keys=frozenset(keys), several=True)
+        return Body(end=end, keys=frozenset(), trouble=" ".join(word.raw for word in words[start:end]))
+
+    def _read(self, words: Sequence[Word], start: int) -> tuple[int, list[str], bool] | None:
         texts = [word.text for word in words[start : start + 24]]
         if _CODE.match(texts[0]):
             return self._listed(words, start, start, "vertebra")
@@ -72,11 +115,20 @@ class Numbered:
                 first = start + length
                 while first < len(words) and words[first].role in ("of", "things"):
                     first += 1
+                if family == "segment":
+                    return self._segments(words, start, first)
                 return self._listed(words, start, first, family)
         return None
 
+    def _segments(self, words: Sequence[Word], start: int, first: int) -> tuple[int, list[str], bool] | None:
+        """ "segments II and III of the liver"; lungs have segments, too, so the organ must be named."""
+        found = self._listed(words, start, first, "liver segment")
+        if found is None or [word.text for word in words[found[0] : found[0] + 2]] != ["of", "liver"]:
+            return None
+        return found[0] + 2, found[1], found[2]
+
     def _before(self, texts: list[str], start: int) -> tuple[int, list[str], bool] | None:
-        """"3rd rib", 第3肋骨, "3rd to 5th rib": the number stands before the family's name."""
+        """ "3rd rib", 第3肋骨, "3rd to 5th rib": the number stands before the family's name."""
         at = int(texts[0] == "第")
         first = number(texts[at]) if at < len(texts) else None
         if first is None:

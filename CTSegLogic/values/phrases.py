@@ -1,18 +1,17 @@
-"""`Finder`: what may begin at one word of a phrase: names, shared nouns, parts of a whole, lesions with a host.
+"""`Finder`: what may begin at one word of a phrase: names, shared nouns, parts of a whole, hosts of lesions.
 
-    "upper and lower lobes"        a noun said once for both
-    "femoral head and neck"        an adjective said once for both
-    "white matter of the cerebellum", "bones of the pelvis"
-    "tumour in the left kidney", "kidney tumour", 肾肿瘤
+"upper and lower lobes"        a noun said once for both
+"femoral head and neck"        an adjective said once for both
+"white matter of the cerebellum", "bones of the pelvis"
+"tumour in the left kidney", "kidney tumour", 肾肿瘤
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from CTSegLogic.values.lexicon import Lexicon, Name
-from CTSegLogic.values.numbered import Numbered
+from CTSegLogic.values.numbered import Body, Numbered
 from CTSegLogic.values.words import Word
 
 _SEPARATORS = {"and", "or"}
@@ -24,29 +23,6 @@ _CAPITAL = {"after"}  # German nouns that are everyday words of another language
 _FAR = 14  # words to look ahead for a shared noun
 
 
-@dataclass(frozen=True, kw_only=True)
-class Body:
-    """One way to read the words from some place up to `end`, sides before them apart.
-
-    Attributes:
-        name: the known name behind it, () for numbers and lesions.
-        keys: what it names; empty when it names nothing that exists (`trouble` then says what was sought).
-        note: what was assumed; side: said inside it ("tumour of the left kidney").
-        shared: where the noun stands that it borrowed.
-        several: whether the keys are a list, not one thing of two sides.
-    """
-
-    end: int
-    keys: frozenset[str]
-    name: Name = ()
-    note: str = ""
-    side: str = ""
-    both: bool = False
-    shared: int = -1
-    several: bool = False
-    trouble: str = ""
-
-
 class Finder:
     """Finds bodies in the words of one phrase."""
 
@@ -55,25 +31,23 @@ class Finder:
         self.texts = tuple(word.text for word in words)
         self.numbered = Numbered(lexicon)
 
-    def bodies(self, start: int, before: Name) -> Iterator[Body]:
-        """Every reading that starts at a word; `before` is the name that a list has just named."""
+    def bodies(self, start: int, before: Name, less: bool = False) -> Iterator[Body]:
+        """Every reading that starts at a word; `before` is the name that a list has just named, `less` says
+        that it is to lose something."""
         exact = self.exact(start)
         yield from self._lesion_first(start)
         if exact is not None:
             yield from self._lesion_last(start, exact)
-            yield from self._of(start, exact)
         yield from self._unnamed_of(start)
-        yield from self._beginning_shared(start, before, exact)
+        if exact is not None:
+            yield from self._of(start, exact)
+        yield from self._beginning_shared(start, before, exact, less)
         yield from self._end_shared(start, exact)
         if exact is not None:
             yield exact
-        found = self.numbered.at(self.words, start)
-        if found:
-            end, keys, good = found
-            said = " ".join(self.texts[start:end])
-            yield Body(
-                end=end, keys=frozenset(keys if good else ()), several=True, trouble="" if good else said
-            )
+        counted = self.numbered.at(self.words, start)
+        if counted is not None:
+            yield counted
 
     def exact(self, start: int) -> Body | None:
         """The longest name that starts at a word."""
@@ -89,6 +63,11 @@ class Finder:
             if known is not None and self._spelled(start, length):
                 return Body(end=start + length, keys=frozenset(lexicon.keys_of(known)), name=known)
         return self._side_inside(start, best)
+
+    def family(self, start: int, end: int) -> str:
+        """The numbered family that some words name, or ""."""
+        found = (self.numbered.families.get((text,), "") for text in self.texts[start:end])
+        return next(filter(None, found), "")
 
     def _side_inside(self, start: int, best: int) -> Body | None:
         """ "upper left wisdom tooth": a name with its side between its words."""
@@ -108,7 +87,7 @@ class Finder:
             return True
         if word.role in ("not", "again", "polite", "no", "count"):
             return word.raw.isupper()
-        return word.raw not in _CAPITAL
+        return word.text not in _CAPITAL or word.raw.istitle()
 
     def _separated(self, at: int) -> bool:
         return self.words[at].role in _SEPARATORS or self.texts[at] in (",", "、")
@@ -159,16 +138,16 @@ class Finder:
         """The words of a body's name without sides."""
         return tuple(word for word in body.name if word not in ("left", "right")) if body else ()
 
-    def _beginning_shared(self, start: int, before: Name, exact: Body | None) -> Iterator[Body]:
+    def _beginning_shared(self, start: int, before: Name, exact: Body | None, less: bool) -> Iterator[Body]:
         """ "femoral head and neck": words after a separator with the beginning of the name before it."""
         name = tuple(word for word in before if word not in ("left", "right"))
-        if len(name) < 2:
+        if len(name) < 2 - less:
             return
         for length in range(min(3, len(self.texts) - start), 0, -1):
             said = self.texts[start : start + length]
             if any(word.role for word in self.words[start : start + length]):
                 continue
-            ways = [(*name[:cut], *said) for cut in range(len(name) - 1, 0, -1)]
+            ways = [(*name[:cut], *said) for cut in range(len(name) - 1 + less, 0, -1)]
             ways += [(*said, *name[cut:]) for cut, word in enumerate(name) if cut and word == "of"]
             whole = next((way for way in ways if self.lexicon.known(way)), None)
             if whole is None or (exact is not None and exact.end > start + length):
@@ -286,7 +265,7 @@ class Finder:
         while at < len(self.words) and self.words[at].role == "of":
             at += 1
         whole = self.host(at)
-        if whole is not None and (at > found[0] or not whole[3].name[0] in ("of",)):
+        if whole is not None and (at > found[0] or whole[3].name[0] not in ("of",)):
             end, side, both, body = whole
             yield self._hosted(kind, body, end, side, both, start)
 

@@ -6,7 +6,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from CTSegLogic.values.lexicon import Lexicon, Name
-from CTSegLogic.values.phrases import Body, Finder
+from CTSegLogic.values.meaning import Keys
+from CTSegLogic.values.mending import mended
+from CTSegLogic.values.numbered import Body
+from CTSegLogic.values.phrases import Finder
 from CTSegLogic.values.spelling import Speller
 from CTSegLogic.values.words import Word, words_of
 
@@ -41,8 +44,8 @@ class Reader:
         self, lexicon: Lexicon, speller: Speller, phrase: str, within: Collection[str] | None
     ) -> None:
         self.lexicon, self.within = lexicon, within
-        self.corrected: dict[int, str] = {}
-        self.words = self._spelled(words_of(phrase), speller)
+        self.keys = Keys(lexicon, within)
+        self.words, self.corrected = mended(words_of(phrase), lexicon, speller)
         self.find = Finder(lexicon, self.words)
         self.matches: list[Match] = []
         self.ambiguous: dict[str, tuple[str, ...]] = {}
@@ -52,8 +55,10 @@ class Reader:
         self._excluding = ""
         self._since = 0  # where the exclusion began
         self._all = False
+        self._every = False  # whether the last reading began with "all"
         self._regions: list[str] = []
         self._before: Name = ()
+        self._family = ""  # of numbered structures that was named last: "all ribs except the first"
         self._carried = ""
         self._shared = (-1, "")
         self._open: list[int] = []  # matches of this list that no side was given for
@@ -75,34 +80,6 @@ class Reader:
                 run = []
             run.append(place)
 
-    def _spelled(self, words: list[Word], speller: Speller) -> list[Word]:
-        """The words, misspelt ones put right and noted, German compounds with a lesion cut in two."""
-        lexicon, out = self.lexicon, list[Word]()
-        for word in words:
-            if word.role or word.text in lexicon.vocabulary_words or not word.text.isalpha():
-                out.append(word)
-                continue
-            parts = self._compound(word)
-            better = None if parts else speller.correct(word.text)
-            if better is None:
-                out += parts or [word]
-                continue
-            put = words_of(better)
-            self.corrected.update({len(out) + n: f'"{word.raw}" read as "{better}"' for n in range(len(put))})
-            out += [replace(one, raw=word.raw) for one in put]
-        return out
-
-    def _compound(self, word: Word) -> list[Word]:
-        for (lesion, *more), _ in self.lexicon.lesion_words.items():
-            if more or len(lesion) < 4 or not word.text.endswith(lesion):
-                continue
-            organ = word.text.removesuffix(lesion)
-            for ending in ("", "n", "s", "en"):
-                stem = organ.removesuffix(ending)
-                if len(stem) > 3 and (stem,) in self.lexicon.names:
-                    return [Word(stem, word.raw), Word(lesion, word.raw)]
-        return []
-
     def _step(self, at: int) -> int:
         """Reads what starts at a word; returns how many words it took."""
         word = self.words[at]
@@ -115,9 +92,14 @@ class Reader:
             self._take(found)
             return found.end - at
         region = self.find.region(at) if not word.role else None
-        if region is not None and region[0] < len(self.words) and self.words[region[0]].role in ("of", "not"):
+        following = ("of", "not", "all", "everything", "things")
+        if region is not None and region[0] < len(self.words) and self.words[region[0]].role in following:
             self._regions = region[1]  # 盆腔内的所有器官: the region comes first
             return region[0] - at
+        numbers = self.find.numbered.more(self.words, at, self._family) if self._family else None
+        if numbers is not None:
+            self._take(Found(start=at, end=numbers.end, body=numbers, side="", both=False, all=False))
+            return numbers.end - at
         self._grammar(at, word)
         return 1
 
@@ -156,17 +138,9 @@ class Reader:
         keys = self.lexicon.in_region(regions)
         if side:
             keys = [key for key in keys if self.lexicon.words[key].laterality == side]
-        keys, note = self._of_model(keys)
+        keys, note = self.keys.of_model(keys)
         self.broad.update(keys)
         self._add(said, keys, note)
-
-    def _of_model(self, keys: list[str]) -> tuple[list[str], str]:
-        """The keys that the model at hand finds, all when it finds none, and what to say of the rest."""
-        if self.within is None:
-            return keys, ""
-        known = [key for key in self._halves(keys) if key in self.within]
-        lacking = len(keys) - len([key for key in keys if key in self.within])
-        return (known, f"{lacking} more are not found by the model") if known and lacking else (keys, "")
 
     def _grammar(self, at: int, word: Word) -> None:
         role = word.role
@@ -174,8 +148,8 @@ class Reader:
             return
         if role in ("not", "no"):
             self._excluding, self._since = role, len(self.matches)
-        elif word.text == "but" and self.everything and not self.matches:
-            self._excluding = "not"
+        elif word.text == "but" and self._all_before(at):
+            self._excluding, self._since = "not", len(self.matches)
         elif role == "again":
             self._excluding = ""
         elif word.text == ",":
@@ -191,10 +165,18 @@ class Reader:
         if role in ("not", "no", "again") or word.text == ";":
             self._carried, self._open = "", []
 
+    def _all_before(self, at: int) -> bool:
+        """Whether "but" follows "everything", "everything in the pelvis", "all ribs"."""
+        if self._excluding or any(word.role in ("not", "no") for word in self.words[:at]):
+            return False
+        if not self.matches:
+            return self.everything or self._all
+        return set(self.matches[-1].keys) <= self.broad or self._every
+
     def _besides(self, at: int) -> bool:
         """Whether 除了 means "besides", which a later 还 or 也 tells."""
         later = (word.text for word in self.words[at + 1 :])
-        return self.words[at].text.startswith("除") and any(text in ("还 有", "也", "还") for text in later)
+        return self.words[at].text.startswith("除") and any(text[0] in "还也" for text in later)
 
     def _comma(self, at: int) -> None:
         """ "liver, no stomach, spleen" asks for the spleen; "no stomach, spleen or liver" does not."""
@@ -212,9 +194,10 @@ class Reader:
         start, side, both, every = at, "", False, False
         best: Found | None = None
         while start < len(self.words):
-            for body in self.find.bodies(start, self._before):
+            for body in self.find.bodies(start, self._before, bool(self._excluding)):
                 found = self._sided(at, body, side, both, every)
-                if best is None or found.end > best.end:
+                mended = best is not None and best.body.trouble and not body.trouble
+                if best is None or found.end > best.end or (found.end == best.end and mended):
                     best = found
             word = self.words[start]
             if word.role in ("left", "right"):
@@ -237,12 +220,16 @@ class Reader:
         if word.role in ("of", "count") or word.raw == "侧":
             return True
         between = start + 1 < len(self.words) and self.words[start + 1].role in sides
-        return (word.role in ("and", "or") or word.text == ",") and between and self.words[start - 1].role in sides
+        return (
+            (word.role in ("and", "or") or word.text == ",")
+            and between
+            and self.words[start - 1].role in sides
+        )
 
     def _sided(self, at: int, body: Body, side: str, both: bool, every: bool) -> Found:
         """The reading with what is said of sides after it: "on the left", "(left)", "kidney, left"."""
         side, both, end = body.side or side, both or body.both, body.end
-        if not side and not both and not body.trouble:
+        if not side and (not both or every) and not body.trouble:
             place = end
             while place < len(self.words) and (self.words[place].role in ("polite", "of")):
                 place += 1
@@ -253,7 +240,7 @@ class Reader:
                 role = self.words[place].role
                 side, both, end = ("", True, place + 1) if role == "both" else (role, False, place + 1)
                 # "left and right" after the noun
-                if place + 2 < len(self.words) and self.words[place + 1].role == "and":
+                if not both and place + 2 < len(self.words) and self.words[place + 1].role == "and":
                     other = self.words[place + 2].role
                     if other in ("left", "right") and other != role and self._belongs(place + 2, body):
                         side, both, end = "", True, place + 3
@@ -272,33 +259,39 @@ class Reader:
         """Books a reading: its sides, its model, its notes."""
         body, lexicon = found.body, self.lexicon
         said = self._said(found)
-        group = bool(body.name) and self._is_group(body) or body.several
+        group = (bool(body.name) and self.keys.is_group(body)) or body.several
         side, carried = self._side_of(found, group)
-        usual, note = self._usual(body, side)
+        usual, note = self.keys.usual(body, side)
         if group and body.name in lexicon.groups and body.keys == lexicon.keys_of(body.name):
             usual = lexicon.groups[body.name]
         keys = lexicon.ordered(usual)
         if side:
-            keys, note = self._on_side(keys, side, note)
-        if self.within is not None and not group and len(self._bases(keys)) > 1:
+            keys, note = self.keys.on_side(keys, side, note)
+        if self.within is not None and not group and len(self.keys.bases(keys)) > 1:
             keys = [key for key in keys if key in self.within] or keys
-        keys = self._whole(keys, group)
-        keys, missing = self._of_model(keys) if group else (self._halves(keys), "")
+        keys = self.keys.whole(keys, group)
+        keys, missing = self.keys.of_model(keys) if group else (self.keys.halves(keys), "")
+        self._every = found.all
         self._before = () if body.trouble else body.name
+        self._family = self.find.family(found.start, found.end) or self._family
         if not keys or body.trouble:
             self._lost += [(n, self.words[n].raw) for n in range(found.start, found.end)]
             return
-        if not group and len(self._bases(keys)) > 1:
+        if not group and len(self.keys.bases(keys)) > 1:
             self.ambiguous[said] = tuple(keys)
             return
         plural = body.name in lexicon.plurals
-        bare = len(keys) > 1 and not (side or found.both or group or plural)
+        pair = len(keys) > 1 or lexicon.words[keys[0]].name.startswith("both ")
+        bare = pair and not (side or found.both or group or plural)
+        if body.name in lexicon.lesion_words and group and self.matches:
+            missing = "; ".join(filter(None, ("of any organ", missing)))
         notes = [note, body.note, missing, carried, "no side given: both taken" if bare else ""]
         notes += [self.corrected[n] for n in range(found.start, found.end) if n in self.corrected]
         if bare:
             self._open.append(len(self.matches))
         self._add(said, keys, "; ".join(dict.fromkeys(filter(None, notes))))
-        self._carried = side if side and not group else ""
+        own = {lexicon.words[key].laterality for key in keys} if not group and not found.both else {""}
+        self._carried = own.pop() if len(own) == 1 else ""
         self._shared = (body.shared, side) if body.shared >= 0 else (-1, "")
         if side and found.side and self._several_sides(found):
             self._back(side)
@@ -322,7 +315,7 @@ class Reader:
             return side, ""
         body, lexicon = found.body, self.lexicon
         pair = len(body.keys) > 1 and all(lexicon.words[k].laterality for k in body.keys)
-        one = pair and len(self._bases(list(body.keys))) == 1 and body.name not in lexicon.plurals
+        one = pair and len(self.keys.bases(list(body.keys))) == 1 and body.name not in lexicon.plurals
         if self._carried and one and not group and self._in_list(found.start):
             return self._carried, f"{self._carried}, as the one before"
         return "", ""
@@ -342,7 +335,8 @@ class Reader:
         """Gives a side to the nouns before it in the same list."""
         for n in self._open:
             match = self.matches[n]
-            keys = tuple(key for key in match.keys if self.lexicon.words[key].laterality == side)
+            halves = [half for key in match.keys for half in self.lexicon.halves.get(key, [key])]
+            keys = tuple(key for key in halves if self.lexicon.words[key].laterality == side)
             if keys:
                 self.matches[n] = replace(match, keys=keys, note=f"{side}, as said after the list")
         self._open = []
@@ -356,74 +350,3 @@ class Reader:
             self._add(f"{match.words} ({side})", [key for key in other if key in self.lexicon.words], "")
             return
         self._lost.append((at, self.words[at].raw))
-
-    def _usual(self, body: Body, side: str) -> tuple[set[str], str]:
-        """The keys of a name with several readings: the usual one where a side or nothing else is at stake,
-        and a note that names the others."""
-        lexicon = self.lexicon
-        if body.name not in lexicon.readings or body.keys != lexicon.keys_of(body.name):
-            return set(body.keys), ""
-        usual, others = lexicon.readings[body.name]
-        mine, other = self._expand((usual,)), self._expand(others)
-        if self.within is not None and not mine & set(self.within) and other & set(self.within):
-            mine, other = other & set(self.within), mine
-        elif not usual:
-            return set(other), ""
-        elif usual in lexicon.halves and usual not in lexicon.words and not side and other:
-            return mine | other | set(body.keys), ""
-        names = [lexicon.words[key].name for key in lexicon.ordered(mine) if self._fits(key, side)]
-        also = [lexicon.words[key].name for key in lexicon.ordered(other) if self._fits(key, side)]
-        note = f'read as "{names[0]}"' if names else ""
-        return mine, note + (f"; it may mean {' or '.join(also)}" if also else "")
-
-    def _fits(self, key: str, side: str) -> bool:
-        return not side or self.lexicon.words[key].laterality in ("", side)
-
-    def _expand(self, means: tuple[str, ...]) -> set[str]:
-        found: set[str] = set()
-        for one in means:
-            if one in self.lexicon.words:
-                found.add(one)
-            elif one:
-                found.update(self.lexicon.halves.get(one) or self.lexicon.groups.get(tuple(one.split()), ()))
-        return found
-
-    def _on_side(self, keys: list[str], side: str, note: str) -> tuple[list[str], str]:
-        """The keys of one side; a lesion that has no sides is taken whole, and that is said."""
-        words = self.lexicon.words
-        kept = [key for key in keys if words[key].laterality == side]
-        if kept or not keys:
-            return kept, note
-        if all(words[key].kind in ("lesion", "target", "station") for key in keys):
-            return keys, f"{words[keys[0]].name} is found on both sides, not on the {side} alone"
-        return [], note
-
-    def _whole(self, keys: list[str], group: bool) -> list[str]:
-        """ "mandible" is the whole bone although its halves are called so, too."""
-        words = self.lexicon.words
-        whole = [key for key in keys if not words[key].laterality]
-        return whole if whole and not group and len({words[key].region for key in keys}) == 1 else keys
-
-    def _is_group(self, body: Body) -> bool:
-        """Whether a name means a group; "seminal vesicles" is one structure to a model that knows no single
-        one."""
-        lexicon, name = self.lexicon, body.name
-        if name not in lexicon.groups or not body.keys <= (
-            lexicon.groups[name] | lexicon.names.get(name, set())
-        ):
-            return False
-        if self.within is None or name not in lexicon.names:
-            return True
-        known = set(self.within)
-        return bool(lexicon.groups[name] & known) or not lexicon.names[name] & known
-
-    def _halves(self, keys: list[str]) -> list[str]:
-        """Left and right where the model knows those and not the pair ("both kidneys" is a structure,
-        too)."""
-        if self.within is None:
-            return keys
-        known = [[key] if key in self.within else self.lexicon.halves.get(key, [key]) for key in keys]
-        return list(dict.fromkeys(half for halves in known for half in halves))
-
-    def _bases(self, keys: list[str]) -> set[str]:
-        return {min(key, self.lexicon.words[key].mirrored_key) for key in keys}

@@ -1,7 +1,7 @@
 """Spelling: the known word that was meant by an unknown one, and names near to what was not understood.
 
-A word is corrected only when one known word is clearly the nearest; two of different meaning at nearly the same
-distance are left to the reader of the message.
+A word is corrected only when one known word is clearly the nearest; two of different meaning at nearly the
+same distance are left to the reader of the message.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Speller:
     def __init__(self, lexicon: Lexicon) -> None:
         self.known: Mapping[str, Collection[str]] = lexicon.vocabulary_words
         self.misspelt = lexicon.misspelt
+        self._names, self._same = lexicon.names, lexicon.same
         self._by_part: dict[str, list[str]] = defaultdict(list)
         for word in self.known:
             if len(word) >= _SHORTEST - 1 and word.isascii() and word.isalpha():
@@ -62,10 +63,12 @@ class Speller:
         if not near:
             return None
         best = min(near.values())
-        first = min((w for w, d in near.items() if d == best), key=lambda w: (w[0] != word[0], w))
+        closest = [w for w, d in near.items() if d == best]
+        first = min(closest, key=lambda w: (w[0] != word[0], (w,) not in self._names, w))
         if best > most or (first[0] != word[0] and len(word) < 7):
             return None
-        rivals = (w for w, d in near.items() if w != first and d <= best + (len(word) < 7))
+        alike = {other for w in closest for other in self._same.get(w, ())}
+        rivals = {w for w, d in near.items() if w != first and d <= best + (len(word) < 7)} - alike
         return None if any(self._unlike(first, rival, word) for rival in rivals) else first
 
     def _unlike(self, first: str, rival: str, word: str) -> bool:

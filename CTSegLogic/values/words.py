@@ -1,4 +1,4 @@
-"""Words: how a text is cut into them, and the grammar words of six languages (`Resources/Labels/grammar.csv`).
+"""Words: how a text is cut into them, and the words of grammar (`Resources/Labels/grammar.csv`).
 
 Both the names of structures and the phrases of people pass through `words_of`, so what the table calls "and",
 "of" or "left" reads the same in every language, and articles are gone from both.
@@ -17,10 +17,13 @@ from CTSegLogic.values.resources import resource
 
 # Roles whose words are one and the same to the reader; the others keep their own letters.
 _ONE = {"left", "right", "both", "and", "or", "of", "to", "things"}
+_GENITIVE = {"der", "des"}  # articles that mean "of the" after a noun
 _AFTER = {"fr", "es", "la", "tg263"}  # languages whose word for a side follows the noun
 _WORD = re.compile(r"[一-鿿]|[^\W_一-鿿]+|[,;&、+]|(?<=\d)\.")
 _ELISION = re.compile(r"\b(?:qu|[ldjmnstc])['’](?=\w)", re.IGNORECASE)
-_SPAN = re.compile(r"(?<=[\divx])\s*(?:[-–—~]|\b[àa]\b)\s*(?:la\s)?(?=(?:th|[ctlsd])?\d|[ivx]+\b)", re.IGNORECASE)
+_SPAN = re.compile(
+    r"(?<=[\divx])\s*(?:[-–—~]|\b[àa]\b)\s*(?:la\s)?(?=(?:th|[ctlsd])?\d|[ivx]+\b)", re.IGNORECASE
+)
 # British spelling, letter by letter, so that one table of names serves both.
 _BRITISH = (
     (re.compile(r"^(o|œ)?esophag"), "esophag"),
@@ -124,8 +127,8 @@ def words_of(text: str) -> list[Word]:
 
 
 def _roles(written: list[str], texts: list[str]) -> Iterator[Word]:
-    table, longest, shouting = grammar(), _longest(), " ".join(written).isupper()
-    at = 0
+    table, longest, shouting = grammar(), _longest(), _shouted(written)
+    at, last = 0, "start"
     while at < len(texts):
         for length in range(longest.get(texts[at], 0), 0, -1):
             meaning = table.get(tuple(texts[at : at + length]))
@@ -133,17 +136,26 @@ def _roles(written: list[str], texts: list[str]) -> Iterator[Word]:
                 break
         else:
             yield Word(texts[at], written[at])
+            last = "," if texts[at] == "," else ""
             at += 1
             continue
         raw = " ".join(written[at : at + length])
         # "LA" is the left atrium, "la" an article; in a text all in capitals nobody can tell.
-        loud = length == 1 and len(raw) == 2 and raw.isupper() and not (shouting and len(texts) > 1)
+        loud = length == 1 and len(raw) == 2 and raw.isupper() and not shouting
         if meaning.role == "article" and (loud or len(texts) == 1):
             yield Word(texts[at], raw)
+        elif texts[at] in _GENITIVE and length == 1 and at and last == "":
+            yield Word("of", raw, "of")
         elif meaning.role != "article":
             said = meaning.role if meaning.role in _ONE else " ".join(texts[at : at + length])
             yield Word(said, raw, meaning.role, meaning.after)
+        last = meaning.role
         at += length
+
+
+def _shouted(written: list[str]) -> bool:
+    """Whether a text is all in capitals, abbreviations apart."""
+    return " ".join(written).isupper() and any(len(word) > 4 for word in written)
 
 
 def rows(file: str) -> list[dict[str, str]]:
