@@ -1,4 +1,4 @@
-"""`Keys`: from a name to the structures meant: its usual reading, its side, its group, what the model knows."""
+"""`Keys`: from a name to the structures meant: its usual reading, side and group, what the model knows."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class Keys:
             if one in self.lexicon.words:
                 found.add(one)
             elif one:
-                found.update(self.lexicon.halves.get(one) or self.lexicon.groups.get(tuple(one.split()), ()))
+                group: set[str] = self.lexicon.groups.get(tuple(one.split()), set())
+                found.update(self.lexicon.halves.get(one, group))
         return found
 
     def on_side(self, keys: list[str], side: str, note: str) -> tuple[list[str], str]:
