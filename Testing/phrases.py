@@ -66,7 +66,8 @@ def right(line: Line, meant: Understanding) -> bool:
         return False
     if not line.readings:
         lacking = all(key in meant.excluded for key in line.never) or not line.everything
-        return not given and meant.everything == line.everything and lacking
+        nothing = not line.everything and not meant.clear  # what is refused gives nothing
+        return nothing or (not given and meant.everything == line.everything and lacking)
     if meant.everything:
         return False
     wanted = [halves(tuple(key for key in reading if key != "none")) for reading in line.readings]

@@ -1,8 +1,8 @@
 """Which model serves which structures: a ranking with its reasons, and the fewest models that find them all.
 
 A model is preferred, in this order, when it was trained on the scan's kind of image, when it finds more of
-what is wanted, when its Dice on those structures was measured and is higher, when it needs no part of the body
-in view, and when it works on a coarser grid, which is quicker.
+what is wanted, when its Dice on those structures was measured and is higher, when it needs no part of the
+body in view, and when it works on a coarser grid, which is quicker.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Keys:
     def on_side(self, keys: list[str], side: str, note: str) -> tuple[list[str], str]:
         """The keys of one side; a lesion that has no sides is taken whole, and that is said."""
         words = self.lexicon.words
-        kept = [key for key in keys if words[key].laterality == side]
+        kept = [key for key in keys if side in (words[key].laterality, *key.split("_"))]
         if kept or not keys:
             return kept, note
         if all(words[key].kind in ("lesion", "target", "station") for key in keys):

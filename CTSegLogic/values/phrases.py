@@ -82,7 +82,9 @@ class Finder:
 
     def _spelled(self, start: int, length: int) -> bool:
         """Whether a name that is also an everyday word is meant as a name: "ICH" is, "ich" is not."""
-        word = self.words[start]
+        word, last = self.words[start], self.words[start + length - 1]
+        if length > 1 and last.role in ("left", "right") and word.role not in ("left", "right"):
+            return len(last.raw) == 1  # Kidney_L is a name; in "kidney left" the reader takes the side
         if length > 1 or len(self.words) == 1:
             return True
         if word.role in ("not", "again", "polite", "no", "count"):
@@ -141,6 +143,7 @@ class Finder:
     def _beginning_shared(self, start: int, before: Name, exact: Body | None, less: bool) -> Iterator[Body]:
         """ "femoral head and neck": words after a separator with the beginning of the name before it."""
         name = tuple(word for word in before if word not in ("left", "right"))
+        less = less or exact is None
         if len(name) < 2 - less:
             return
         for length in range(min(3, len(self.texts) - start), 0, -1):

@@ -314,8 +314,9 @@ class Reader:
         if side and found.start <= place:
             return side, ""
         body, lexicon = found.body, self.lexicon
-        pair = len(body.keys) > 1 and all(lexicon.words[k].laterality for k in body.keys)
-        one = pair and len(self.keys.bases(list(body.keys))) == 1 and body.name not in lexicon.plurals
+        sided = [key for key in body.keys if lexicon.words[key].laterality]
+        pair = len(sided) > 1 and {lexicon.base(key) for key in sided} >= body.keys - set(sided)
+        one = pair and len(self.keys.bases(sided)) == 1 and body.name not in lexicon.plurals
         if self._carried and one and not group and self._in_list(found.start):
             return self._carried, f"{self._carried}, as the one before"
         return "", ""
@@ -349,4 +350,12 @@ class Reader:
             other = [self.lexicon.words[key].mirrored_key for key in match.keys]
             self._add(f"{match.words} ({side})", [key for key in other if key in self.lexicon.words], "")
             return
+        if self._excluding and self.matches:  # "both kidneys, but not the left one"
+            match, words = self.matches[-1], self.lexicon.words
+            halves = [half for key in match.keys for half in self.lexicon.halves.get(key, [key])]
+            pairs = {words[key].mirrored_key for key in halves} | set(halves)
+            lost = [key for key in self.lexicon.ordered(pairs) if words[key].laterality == side]
+            if lost:
+                self._add(f"{match.words} ({side})", lost, "")
+                return
         self._lost.append((at, self.words[at].raw))

@@ -10,7 +10,7 @@ import pytest
 from CTSegLogic.values.language import understand
 from CTSegLogic.values.spelling import distance
 
-TABLES = ("phrases.tsv", "phrases_unseen.tsv")
+TABLES = ("phrases.tsv", "phrases_unseen.tsv", "phrases_traps.tsv")
 
 
 def test_the_table_is_long_and_speaks_every_language():
