@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from CTSegLogic.app import commands, segmenting, teaching
+from CTSegLogic.app import commands, explain, segmenting, teaching
 from CTSegLogic.app.asked import overrides_of
 from CTSegLogic.app.batch import add_batch, batch
 from CTSegLogic.values.errors import Cancelled, CTSegError
@@ -93,8 +93,9 @@ def _catalogue(sub: Any) -> None:
         "phrase", metavar="PHRASE", nargs="+", help='such as "both parotids and the cord, not the mandible"'
     )
     p.add_argument("--model", metavar="CARD", help="read the phrase for this model")
+    p.add_argument("--modality", choices=("CT", "MR"), help="the kind of scan the model is to be chosen for")
     p.add_argument("--json", action="store_true", help="for programs")
-    p.set_defaults(run=commands.explain)
+    p.set_defaults(run=explain.explain)
     p = sub.add_parser("doctor", help="versions, devices, models and a self-test")
     p.add_argument("--json", action="store_true", help="for programs")
     p.add_argument(

@@ -13,7 +13,6 @@ from CTSegLogic.files.weights import accepted, cards, find_card, installed
 from CTSegLogic.files.weights import install as install_files
 from CTSegLogic.files.weights import remove as remove_files
 from CTSegLogic.values.card import Card
-from CTSegLogic.values.language import understand
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.structures import structure_sets, vocabulary
 
@@ -61,35 +60,6 @@ def describe(options: argparse.Namespace, run: Run) -> None:
     for title, sentences in (("data", card.data), ("limits", card.limits), ("cite", card.cite)):
         lines += [f"{title}: {sentence}" for sentence in sentences]
     sys.stdout.write("\n".join(lines) + "\n")
-
-
-def explain(options: argparse.Namespace, run: Run) -> int:
-    """Prints what a phrase means; exit code 2 when a word was not understood."""
-    del run
-    phrase = " ".join(options.phrase)
-    card = find_card(options.model) if options.model else None
-    meant = understand(phrase, card.vocabulary if card else None, within=card.keys if card else None)
-    serving = {
-        c.name: [k for k in c.spread(meant.wanted) if k in c.keys]
-        for c in ([card] if card else cards().values())
-    }
-    serving = {name: keys for name, keys in serving.items() if keys}
-    if options.json:
-        say({**meant.to_json(), "models": serving})
-        return 0 if meant.clear else 2
-    lines = []
-    for match in meant.matches:
-        note = f"  ({match.note})" if match.note else ""
-        lines.append(f"{'not ' if match.excluded else ''}{match.words!r}: {', '.join(match.keys)}{note}")
-    lines += ["everything the model has"] if meant.everything else []
-    lines += [
-        f"not understood: {word!r}; nearest: {', '.join(near) or 'none'}"
-        for word, near in meant.unknown.items()
-    ]
-    lines += [f"may mean several: {word!r}: {', '.join(keys)}" for word, keys in meant.ambiguous.items()]
-    lines += [f"model {name} finds: {', '.join(keys)}" for name, keys in serving.items()]
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0 if meant.clear else 2
 
 
 def doctor(options: argparse.Namespace, run: Run) -> int:

@@ -12,6 +12,7 @@ from CTSegLogic.files.weights import cards, find_card, installed
 from CTSegLogic.systems import System, open_system
 from CTSegLogic.values.card import Card
 from CTSegLogic.values.checks import fits_scan, scan_warnings, with_warnings
+from CTSegLogic.values.choice import ranked, shared, why
 from CTSegLogic.values.errors import (
     ImageInvalid,
     OutOfMemory,
@@ -21,7 +22,7 @@ from CTSegLogic.values.errors import (
 )
 from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.prediction import Layer, Prediction, merge
-from CTSegLogic.values.prompt import Ask, Classes, Text, ask_for, describe, resolve, wanted_keys
+from CTSegLogic.values.prompt import Ask, Classes, Text, ask_for, describe, notes_of, resolve, wanted_keys
 from CTSegLogic.values.run import Request, Run
 from CTSegLogic.values.structures import OUTLINE
 from CTSegLogic.values.volume import Volume
@@ -121,8 +122,31 @@ class Session:
                 replace(found, origin=replace(found.origin, warnings=warned + found.origin.warnings))
             )
         merged = merge(predictions)
-        merged = replace(merged, origin=replace(merged.origin, prompt=describe(request.prompt)))
+        told = (
+            *notes_of(request.prompt, [card for card, _ in plan]),
+            *_chosen(request, plan, volume.modality),
+        )
+        merged = replace(
+            merged,
+            origin=replace(
+                merged.origin,
+                prompt=describe(request.prompt),
+                warnings=tuple(dict.fromkeys((*told, *merged.origin.warnings))),
+            ),
+        )
         return with_warnings(_on_whole(merged, volume.grid, box))
+
+
+def _chosen(request: Request, plan: Sequence[tuple[Card, Ask]], modality: str) -> tuple[str, ...]:
+    """Why these models ran where others could have, when the user named none."""
+    if request.card is not None or not isinstance(request.prompt, Text | Classes):
+        return ()
+    ready = [card for card in cards().values() if installed(card)]
+    said = []
+    for card, ask in plan:
+        choices = ranked([s.key for s in ask.structures], ready, modality)
+        said += [why(choice, choices) for choice in choices if choice.card.name == card.name]
+    return tuple(filter(None, said))
 
 
 def _terms(card: Card) -> tuple[str, ...]:
@@ -135,14 +159,10 @@ def _terms(card: Card) -> tuple[str, ...]:
 def _shared(
     ready: Sequence[Card], request: Request, modality: str, others: Sequence[Card] = ()
 ) -> list[tuple[Card, Ask]]:
-    """Each wanted structure goes to the first model that finds it."""
-    keys = wanted_keys(request.prompt, ready, modality)
-    plan, left = [], list(keys)
-    for card in ready:
-        mine = [key for key in left if key in card.keys]
-        left = [key for key in left if key not in mine]
-        if mine:
-            plan.append((card, ask_for(mine, card, request.prompt)))
+    """The best model for the wanted structures, then the best for what it leaves (see values/choice)."""
+    choices, left = shared(wanted_keys(request.prompt, ready, modality), ready, modality)
+    choices.sort(key=lambda choice: ready.index(choice.card))  # one order of layers, whoever was chosen first
+    plan = [(c.card, ask_for(c.keys, c.card, request.prompt)) for c in choices]
     if left:
         able = [card.name for card in others if set(card.spread(left)) & set(card.keys)]
         served = ", ".join(dict.fromkeys(key for card in ready for key in card.keys))

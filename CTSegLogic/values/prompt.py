@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +12,14 @@ from numpy.typing import NDArray
 from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.errors import PromptUnknown
 from CTSegLogic.values.language import Understanding, understand
-from CTSegLogic.values.structures import OUTLINE, Structure, structure_sets, suggest
+from CTSegLogic.values.structures import (
+    OUTLINE,
+    Structure,
+    Vocabulary,
+    structure_sets,
+    suggest,
+    vocabulary,
+)
 
 CLICKED = Structure(key="clicked_object", name="clicked object")
 
@@ -199,10 +207,7 @@ def _of_set(name: str | None, served: tuple[str, ...], cards: Sequence[Card]) ->
 
 
 def _of_text(phrase: str, served: tuple[str, ...], cards: Sequence[Card]) -> tuple[str, ...]:
-    words = cards[0].vocabulary
-    for card in cards[1:]:
-        words = words.extended(s for s in card.vocabulary.values() if s.key not in words)
-    meant = understand(phrase, words, within=served)
+    meant = _meant(phrase, served, cards)
     if not meant.clear:
         raise PromptUnknown(seen=_trouble(meant), hint=_way_out(meant))
     wanted = (*meant.wanted, *(_of_set(None, served, cards) if meant.everything else ()))
@@ -212,6 +217,26 @@ def _of_text(phrase: str, served: tuple[str, ...], cards: Sequence[Card]) -> tup
             seen=f"Nothing is left to segment in {phrase!r}.", hint="Name at least one structure to find."
         )
     return keys
+
+
+def _meant(phrase: str, served: tuple[str, ...], cards: Sequence[Card]) -> Understanding:
+    own = {s.key: s for card in cards for s in card.vocabulary.values() if s.key not in vocabulary()}
+    words = _extended(tuple((s.key, s) for s in own.values())) if own else vocabulary()
+    return understand(phrase, words, within=served)
+
+
+@functools.lru_cache(maxsize=8)
+def _extended(extra: tuple[tuple[str, Structure], ...]) -> Vocabulary:
+    """The shipped vocabulary with models' own structures, made once: its lexicon is kept with it."""
+    return vocabulary().extended(structure for _, structure in extra)
+
+
+def notes_of(prompt: Prompt, cards: Sequence[Card]) -> tuple[str, ...]:
+    """What was corrected or assumed when a text was read for some models; nothing for other prompts."""
+    if not isinstance(prompt, Text):
+        return ()
+    served = tuple(dict.fromkeys(key for card in cards for key in card.keys))
+    return _meant(prompt.phrase, served, cards).notes
 
 
 def _trouble(meant: Understanding) -> str:

@@ -48,6 +48,12 @@ def test_words_are_shown_as_understood_while_they_are_typed(ready):
     assert not ready.ui.applyButton.enabled
 
 
+def test_a_correction_and_an_assumption_are_shown_under_the_words(ready):
+    ready.type("phraseEdit", "livver and kidney")
+    assert "read as &quot;liver&quot;" in ready.ui.understoodLabel.text
+    assert ready.ui.applyButton.enabled
+
+
 def test_words_decide_what_is_found_and_win_over_ticks(ready):
     ready.tick("gtv_mass")
     ready.type("phraseEdit", "liver, not the gross tumor mass")

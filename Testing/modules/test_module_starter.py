@@ -66,3 +66,27 @@ def test_the_sample_gives_what_the_command_gives(with_starter, tmp_path):
 def test_a_real_scan_gives_what_the_command_gives(with_starter, data_dir, tmp_path):
     scan = sorted((data_dir / "Task601_HNOrgansA" / "imagesTs").glob("*.nii.gz"))[0]
     assert_panel_equals_command(with_starter, scan, tmp_path / "out.seg.nrrd")
+
+
+def test_typed_words_are_shown_and_the_result_has_those_segments_alone(with_starter):
+    """The phrase is typed key by key, and each key's text stands under it before the next."""
+    path = resource("Samples", "average-head-neck-ct.nii.gz")
+    slicer.util.loadVolume(str(path), {"name": "scan"})
+    with_starter.choose("inputSelector", "scan")
+    with_starter.choose_model("starter")
+    with_starter.choose("deviceBox", "cpu")
+    label = with_starter.ui.understoodLabel
+    shown = {}
+    for letter in "both parotids, brainstem but not the cord":
+        with_starter.type("phraseEdit", letter)
+        shown[with_starter.ui.phraseEdit.text] = label.text
+    assert "left parotid gland · right parotid gland" in shown["both parotids"]
+    assert "not understood: bra" in shown["both parotids, bra"]
+    assert "brainstem" in label.text
+    assert "not: spinal cord" in label.text
+    with_starter.click("applyButton")
+    from slicerhost.support import wait_until
+
+    wait_until(lambda: with_starter.ui.applyButton.text == "Apply", 600, "the result")
+    found = {row[1] for row in with_starter.rows()}
+    assert found == {"left parotid gland", "right parotid gland", "brainstem"}

@@ -202,6 +202,7 @@ def understoodText(phrase: str, keys: Iterable[str], names: dict[str, str]) -> s
         )
     if lacking:
         lines.append(_colored(_("this model does not find: {names}").format(names=", ".join(lacking)), _BAD))
+    lines += [_colored(note, _MUTED) for note in meant.notes]
     for word, near in meant.unknown.items():
         text = _("not understood: {word}").format(word=word)
         lines.append(_colored(text + (f" ({', '.join(near[:3])}?)" if near else ""), _BAD))
