@@ -51,7 +51,7 @@ def grow(path: Path, folder: Path, run: Run, *, data: Path | None = None, resume
         TaskInvalid: the file or its data contradict themselves; the message names the key.
     """
     table = read_task(path)
-    card = _card_of(table, path.parent)
+    card = card_of(table, path.parent)
     task = task_of(table, card, data or path.parent)
     ranks, run = joined(run)
     system = open_system(card, run)
@@ -146,7 +146,8 @@ def _names_of(mapping: Any, card: Card) -> Mapping[str, str] | None:
     return {value: known[index] for value, index in numbers.items()}
 
 
-def _card_of(table: Mapping[str, Any], folder: Path) -> Card:
+def card_of(table: Mapping[str, Any], folder: Path) -> Card:
+    """The model that a task file in `folder` grows, or one with a stand-in for its first head."""
     if "new" in table:
         # A card must find something: the head to be trained stands in until it is written with its file.
         stand_in = {"name": table["head"], "structures": ["body"], "file": ""}
