@@ -27,6 +27,7 @@ from CTSegLogic.train.labels import refuse_overlap, regions
 from CTSegLogic.values.card import Card
 from CTSegLogic.values.errors import CTSegError, OutputRefused, TaskInvalid
 from CTSegLogic.values.language import understand
+from CTSegLogic.values.prediction import smallest_unsigned
 from CTSegLogic.values.presets import PRESETS, Preset
 from CTSegLogic.values.structures import Vocabulary, vocabulary
 from CTSegLogic.values.task import Case, Task
@@ -216,14 +217,14 @@ def is_training(folder: Path) -> bool:
 
 
 def write_scan(
-    folder: Path, name: str, volume: Volume, masks: Sequence[tuple[str, NDArray[np.bool_]]]
+    folder: Path, name: str, volume: Volume, masks: Iterable[tuple[str, NDArray[np.bool_]]]
 ) -> Found:
     """Writes a scan and its structures (name, mask on the scan's grid) as NIfTI files under `folder`.
 
     Raises:
         TaskInvalid: two of the structures overlap.
     """
-    labels = np.zeros(volume.grid.shape, np.uint8 if len(masks) < 256 else np.uint16)
+    labels = np.zeros(volume.grid.shape, np.uint16)
     names: dict[int, str] = {}
     for value, (called, mask) in enumerate(masks, start=1):
         refuse_overlap(name, called, labels, mask, names)
@@ -234,7 +235,7 @@ def write_scan(
         images.append(folder / SCANS / f"{name}_{number:04d}.nii.gz")
         write_nifti(channel, volume.grid, images[-1])
     drawn = folder / LABELS / f"{name}.nii.gz"
-    write_nifti(labels, volume.grid, drawn)
+    write_nifti(labels.astype(smallest_unsigned(len(names))), volume.grid, drawn)
     return Found(name=name, images=tuple(images), labels=drawn, names=names)
 
 

@@ -153,7 +153,7 @@ def stage(place):
     """Copies what the install rules name to where they put it, and nothing else; the module files."""
     modules = place / "lib" / "Slicer-5.13" / "qt-scripted-modules"
     pairs = []
-    for folder in (ROOT / "CTSegExtension" / "CTSeg", ROOT / "CTSegExtension" / "SegmentEditorCTSeg"):
+    for folder in (path.parent for path in MODULES):
         for name in ("MODULE_PYTHON_SCRIPTS", "MODULE_PYTHON_RESOURCES"):
             pairs += [(folder / f, modules / f) for f in cmake_list(folder / "CMakeLists.txt", name)]
     rules = ROOT / "CTSegLogic" / "CMakeLists.txt"
@@ -165,7 +165,7 @@ def stage(place):
     for source, target in pairs:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, target)
-    return [modules / "CTSeg.py", modules / "SegmentEditorCTSeg.py"]
+    return [modules / path.name for path in MODULES]
 
 
 RUN_STAGED = (
