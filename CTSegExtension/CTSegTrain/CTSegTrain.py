@@ -51,10 +51,10 @@ class CTSegTrain(ScriptedLoadableModule):
         self.parent.contributors = ["The CTSegExtension founders"]
         self.parent.helpText = _(
             "Teaches a model a new head from your labelled scans, on this computer: a frozen encoder, a "
-            "decoder of its own, so everything the model found before it finds as before. Add pairs of volume "
-            "and segmentation, correct the names, choose a preset, press Start. When it is through, the table "
-            "shows the Dice before and after; Publish makes the model known to module CTSeg. Nothing leaves "
-            "this computer. Research use only, not a medical device."
+            "decoder of its own, so everything the model found before it finds as before. Add pairs of "
+            "volume and segmentation, correct the names, choose a preset, press Start. When it is through, "
+            "the table shows the Dice before and after; Publish makes the model known to module CTSeg. "
+            "Nothing leaves this computer. Research use only, not a medical device."
         )
         self.parent.acknowledgementText = _("Method: CL-Net (Zhang et al.), continual learning with heads.")
 
