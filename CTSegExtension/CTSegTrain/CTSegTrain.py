@@ -70,7 +70,6 @@ class CTSegTrainParameterNode:
         model: card to grow, "" for a new one; head, name: of the new head, of the grown model.
         preset: by hardware; the rest are fields of the task.
         folder: of the training, "" for a place named after the head.
-        keep: whether the training goes on when Slicer closes.
     """
 
     volumes: list[vtkMRMLScalarVolumeNode]
@@ -95,7 +94,6 @@ class CTSegTrainParameterNode:
     device: Annotated[str, Choice(DEVICES), Default("auto")]
     precision: Annotated[str, Choice(PRECISIONS), Default("auto")]
     folder: str
-    keep: Annotated[bool, Default(True)]
 
 
 class CTSegTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):

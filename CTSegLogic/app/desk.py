@@ -247,10 +247,11 @@ def write_task(folder: Path, lesson: Lesson) -> Path:
     """
     _check(lesson)
     groups: dict[tuple[tuple[int, str], ...], list[dict[str, Any]]] = {}
+    called = [case.name for case, _ in lesson.cases]
     for number, (case, held_out) in enumerate(lesson.cases):
         pairs = tuple((v, lesson.mapping[n]) for v, n in sorted(case.names.items()) if lesson.mapping.get(n))
         entry = {
-            "name": f"{number:03d}-{case.name}",
+            "name": case.name if called.count(case.name) == 1 else f"{case.name}-{number}",
             "image": [str(path.absolute()) for path in case.images],
             "label": str(case.labels.absolute()),
             "fold": _HELD_OUT if held_out else _TRAINED,

@@ -134,7 +134,7 @@ def test_a_lesson_becomes_a_task_that_train_and_report_run(a_lesson, a_tiny_card
     assert grown.name == "grown"
     assert grown.head("balls").structures == ("liver", "kidney_left")
     table = json.loads((folder / "run" / "report.json").read_text())
-    assert table["cases"] == ["001-two"]
+    assert table["cases"] == ["two"]
     assert table["voxels_changed"] == 0
     assert table["files"] == dict.fromkeys(a_tiny_card.files, True)
     rows = {(r["head"], r["structure"]): r for r in table["rows"]}

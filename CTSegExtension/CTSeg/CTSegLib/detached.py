@@ -96,6 +96,11 @@ class Detached:
         if child is not None:
             child.wait(10)
 
+    def note(self, line: str) -> None:
+        """Adds a line to the log."""
+        with (self.folder / _LOG).open("a", encoding="utf-8") as log:
+            log.write(f"\n{line}\n")
+
     def news(self) -> list[str]:
         """Lines of the log that were not given yet."""
         path = self.folder / _LOG

@@ -32,6 +32,7 @@ class Case:
         volume, segmentation: nodes, or None for a case of a folder.
         found: a folder's case; source: that folder.
         trouble: why it cannot be used, "" when it can.
+        file: what its copy is called, "" before it is made.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Case:
     found: Any = None
     source: str = ""
     trouble: str = ""
+    file: str = ""
 
     @property
     def names(self) -> dict[str, str]:
@@ -128,7 +130,7 @@ class CaseTable:
     def blame(self, text: str) -> None:
         """Marks the cases that an error of the training names."""
         for case in self.cases:
-            if f" {case.name}:" in text or f"-{case.name}:" in text:
+            if any(f" {name}:" in text for name in (case.name, case.file) if name):
                 case.trouble = text
         self._fill()
 

@@ -78,7 +78,8 @@ class Writer:
             for segment, mask in adapter.masks_on(case.segmentation, case.volume)
             if self.mapping.get(segment.GetName())
         )
-        return desk.write_scan(self.folder, file_name(case.name, len(self.done)), volume, masks)
+        case.file = file_name(case.name, len(self.done))
+        return desk.write_scan(self.folder, case.file, volume, masks)
 
 
 def lesson_of(choices: Choices, cases: Iterable[tuple[Any, bool]], mapping: Mapping[str, str]) -> Any:

@@ -6,7 +6,6 @@ No dialog stands between a click and its effect but one: before scans and checkp
 from __future__ import annotations
 
 import html
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from CTSegTrainLib.curves import Curves, summary
 from CTSegTrainLib.lessons import Choices, Writer, default_name, head_name
 from CTSegTrainLib.names import NameTable
 from CTSegTrainLib.outcome import Outcome
+from CTSegTrainLib.place import Place, delete_folder, open_folder
 from CTSegTrainLib.training import Look, Training
 
 _BAD, _GOOD = "#d4493f", "#2e9e5b"
@@ -46,6 +46,7 @@ class Panel:
         self.curves = Curves(scene)
         self.names = NameTable(ui.nameTable, parameters, self.updateState)
         self.cases = CaseTable(ui, scene, parameters, self.onCasesChanged, self.fail)
+        self.place = Place(ui, self.attach)
         self.outcome = Outcome(ui.reportTable, ui.verdictLabel)
         self._updating, self._asked, self._state = False, 0.0, ""
         self.timer = qt.QTimer()
@@ -66,7 +67,6 @@ class Panel:
             ("startButton", self.onStart),
             ("stopButton", self.onStop),
             ("resumeButton", self.onResume),
-            ("folderButton", self.onFolder),
             ("openFolderButton", self.onOpenFolder),
             ("deleteFolderButton", self.onDeleteFolder),
             ("chartButton", self.curves.show),
@@ -100,8 +100,8 @@ class Panel:
 
     def attach(self) -> None:
         """Takes up the training in the chosen folder, whoever started it."""
-        path = self.folder()
-        if path is None or not desk.is_training(path) or self.writer is not None:
+        path = self.place.training() if self.writer is None else None
+        if path is None:
             return
         if self.training is None or self.training.folder != path:
             self.training, self._state = Training(path), ""
@@ -113,20 +113,13 @@ class Panel:
         """The module or the application goes away: the training goes on only if the user said so."""
         self.timer.stop()
         self.writer = None
-        if self.training is not None and not self.ui.keepBox.checked:
+        if self.training is not None and not self.place.keep:
             self.training.kill()
 
     def abandon(self) -> None:
         """The scene goes away; a training that runs has its own files and goes on."""
         self.writer = None
         self.curves.forget()
-
-    def folder(self) -> Path | None:
-        """The training's folder: what was typed, or a place named after the head."""
-        typed, head = self.ui.folderEdit.text.strip(), head_name(self.ui.headEdit.text)
-        if typed:
-            return Path(typed).expanduser()
-        return desk.trainings() / head if head else None
 
     def choices(self) -> Choices:
         """What is chosen."""
@@ -236,7 +229,7 @@ class Panel:
 
     def onStart(self) -> None:
         """Writes the cases one by one, then trains."""
-        path = self.folder()
+        path = self.place.path()
         try:
             install.ensure(self.requirements, self.log)
             assert path is not None
@@ -277,6 +270,7 @@ class Panel:
         chosen = self.choices()
         assert self.training is not None
         self.training.start(device=chosen.device, precision=chosen.precision, resume=resume)
+        self.place.remember(self.training.folder)
         self._asked = 0.0
         self.ui.logText.clear()
         self.cases.refresh()
@@ -360,29 +354,16 @@ class Panel:
         self.ui.statusLabel.text = f'<span style="color:{_GOOD}">{html.escape(text)}</span>'
         self.log(text)
 
-    def onFolder(self) -> None:
-        """Chooses the training's folder: an empty one, or one that holds a training to take up."""
-        path = qt.QFileDialog.getExistingDirectory(None, _("Folder of the training"), "")
-        if path:
-            self.ui.folderEdit.text = str(path)
-            self.attach()
-
     def onOpenFolder(self) -> None:
-        """Shows the folder in the system's file browser."""
+        """Shows the training's folder."""
         if self.training is not None:
-            qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(self.training.folder)))
+            open_folder(self.training)
 
     def onDeleteFolder(self) -> None:
         """Deletes the training's folder, scans and checkpoints, after a question."""
-        training = self.training
-        if training is None or training.running or not desk.is_training(training.folder):
-            return
-        text = _("Delete {path} with its copies of scans and its checkpoints? Published models stay.")
-        answer = qt.QMessageBox.question(None, _("Delete"), text.format(path=training.folder))
-        if answer != qt.QMessageBox.Yes:
+        if self.training is None or not delete_folder(self.training):
             return
         self.timer.stop()
-        shutil.rmtree(training.folder, ignore_errors=True)
         self.training, self._state = None, ""
         self.cases.written.clear()
         self.outcome.show({})

@@ -13,6 +13,8 @@ from slicer.i18n import tr as _
 
 from CTSegLogic import desk, models
 
+_CANCELLED = "The run was cancelled."  # what the command says when it was asked to stop
+_ENDED = f"{_CANCELLED} It was ended at once."
 _STOP, _RECORD, _REPORT, _CARD = "stop", "record.csv", "report.json", "card.json"
 
 
@@ -75,7 +77,9 @@ class Training:
 
     def kill(self) -> None:
         """Ends it at once; the last whole epoch is kept."""
-        self.process.kill()
+        if self.process.running:
+            self.process.kill()
+            self.process.note(_ENDED)
         (self.run / _STOP).unlink(missing_ok=True)
 
     def look(self) -> Look:
@@ -93,7 +97,7 @@ class Training:
             if not look.report:
                 look.text = _("Trained; the comparison failed: {why}").format(why=self._last())
         elif self.resumable:
-            stopped = "cancelled" in self._last()
+            stopped = _CANCELLED in self._last()
             look.state = "stopped" if stopped else "failed"
             text = _("Stopped after {count} epochs.") if stopped else _("The training ended: {why}")
             look.text = text.format(count=len(rows), why=self._last())
