@@ -37,6 +37,7 @@ from CTSegLogic import CTSegError, desk
 
 DEVICES = ["auto", "cpu", "cuda", "mps"]
 MODALITIES = ["CT", "MR"]
+METHODS = ["frozen", "lora"]  # neither changes what old heads find
 PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
 
 
@@ -89,6 +90,7 @@ class CTSegTrainParameterNode:
     validateEvery: Annotated[int, WithinRange(1, 1000), Default(5)]
     seed: Annotated[int, WithinRange(0, 100000), Default(0)]
     mirror: Annotated[bool, Default(True)]
+    method: Annotated[str, Choice(METHODS), Default("frozen")]
     modality: Annotated[str, Choice(MODALITIES), Default("CT")]
     spacing: Annotated[float, WithinRange(0.5, 8.0), Decimals(1), Default(3.0)]
     device: Annotated[str, Choice(DEVICES), Default("auto")]

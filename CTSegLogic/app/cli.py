@@ -258,6 +258,11 @@ def _evaluate(sub: Any) -> None:
     p.add_argument("--devices", metavar="A,B", help="of a model: a process on each, such as cuda:0,cuda:1")
     p.add_argument("--json", action="store_true", help="the summary for programs")
     p.add_argument("--clicks", metavar="1,3,5", help="how good a model is after so many simulated clicks")
+    p.add_argument(
+        "--continual",
+        action="store_true",
+        help="PRED is a trained sequence of tasks, TRUTH the folder of their data sets",
+    )
     p.add_argument("--overwrite", action="store_true", help="replace files that exist")
     p.add_argument("--quality", choices=("fast", "balanced", "best"), default="balanced")
     _runtime(p)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,17 @@ def write_preview(prediction: Prediction, volume: Volume, path: Path) -> None:
     Raises:
         PackageMissing: matplotlib is not installed.
     """
+    with drawing((12.0, 6.4), path, _PAPER) as figure:
+        _draw(figure, prediction, volume)
+
+
+@contextlib.contextmanager
+def drawing(inches: tuple[float, float], path: Path, paper: str = "white") -> Iterator[Any]:
+    """A matplotlib figure that is written as a PNG, whole or not at all, when the block ends.
+
+    Raises:
+        PackageMissing: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -124,9 +136,15 @@ def write_preview(prediction: Prediction, volume: Volume, path: Path) -> None:
         raise PackageMissing(
             seen="A picture needs matplotlib.", hint="Run `pip install matplotlib`."
         ) from error
-    shown = _upright(prediction, volume)
-    figure = Figure(figsize=(12.0, 6.4), dpi=110, facecolor=_PAPER)
+    figure = Figure(figsize=inches, dpi=110, facecolor=paper)
     FigureCanvasAgg(figure)
+    yield figure
+    with replaced(path) as part:
+        figure.savefig(part, format="png", facecolor=paper)
+
+
+def _draw(figure: Any, prediction: Prediction, volume: Volume) -> None:
+    shown = _upright(prediction, volume)
     found = [e for e in prediction.entries if e.status == "found"]
     places = figure.add_gridspec(
         1, 4, width_ratios=[1.15, 1, 1, 0.75], wspace=0.04, left=0.01, right=0.99, top=0.9, bottom=0.07
@@ -148,8 +166,6 @@ def write_preview(prediction: Prediction, volume: Volume, path: Path) -> None:
         color="#9aa0a6",
         fontsize=8,
     )
-    with replaced(path) as part:
-        figure.savefig(part, format="png", facecolor=_PAPER)
 
 
 @dataclass(frozen=True, kw_only=True)

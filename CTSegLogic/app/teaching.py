@@ -30,6 +30,9 @@ def evaluate(options: argparse.Namespace, run: Run) -> None:
     from CTSegLogic.app.evaluate import evaluate_files
     from CTSegLogic.app.summary import FILES, as_json, as_text, write_results
 
+    if options.continual:
+        _continual(options, run)
+        return
     if options.tolerance < 0:
         raise PromptUnknown(
             seen=f"A tolerance of {options.tolerance:g} mm is below zero.", hint="Give 3, say."
@@ -53,11 +56,32 @@ def evaluate(options: argparse.Namespace, run: Run) -> None:
         sys.stdout.write(as_text(rows) + f"\nSurface Dice within {options.tolerance:g} mm.\n")
 
 
+def _continual(options: argparse.Namespace, run: Run) -> None:
+    """Prints what a sequence of tasks did to what was learned before."""
+    from CTSegLogic.app.continual import FILES, as_table, as_text, evaluate_continual, write_continual
+
+    for folder in [options.output] if options.output else []:
+        folder.mkdir(parents=True, exist_ok=True)
+        refuse_trouble([folder / name for name in FILES], options.overwrite)
+    found = evaluate_continual(Path(options.found), options.truth, run, quality=options.quality)
+    if options.output:
+        write_continual(found, options.output)
+    if options.json:
+        say(as_table(found))
+    else:
+        sys.stdout.write(as_text(found))
+
+
 def train(options: argparse.Namespace, run: Run) -> None:
     """Trains the head of a task file; several devices by starting this command anew under torchrun."""
     from CTSegLogic.train.grow import grow
     from CTSegLogic.train.ranks import launched, started
+    from CTSegLogic.train.sequence import is_sequence, learn_sequence
 
+    if is_sequence(options.task):
+        learned = learn_sequence(options.task, options.output, run, data=options.data, resume=options.resume)
+        sys.stdout.write(f"{len(learned.heads)} tasks by {', '.join(learned.methods)} in {options.output}\n")
+        return
     if options.devices > 1 and not started():
         launched(_arguments(options), options.devices)
         card = find_card(str(options.output))

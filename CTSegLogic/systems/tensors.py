@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -31,13 +32,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {name: t.float() if t.is_floating_point() else t for name, t in stored.items()}
 
 
-def write_tensors(module: nn.Module, path: Path, *, half: bool = True) -> None:
+def write_tensors(
+    module: nn.Module, path: Path, *, half: bool = True, beside: Mapping[str, nn.Module] | None = None
+) -> None:
     """A module's parameters as a safetensors file, in half precision or as they are, written whole or not at
-    all."""
+    all; those of modules `beside` it under their prefixes."""
     from safetensors.torch import save_file
 
     kind = torch.float16 if half else torch.float32
-    table = {name: t.detach().to("cpu", kind).contiguous() for name, t in module.state_dict().items()}
+    table = {
+        f"{prefix}{name}": t.detach().to("cpu", kind).contiguous()
+        for prefix, part in {"": module, **(beside or {})}.items()
+        for name, t in part.state_dict().items()
+    }
     with replaced(path) as part:
         save_file(table, part)
 

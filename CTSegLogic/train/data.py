@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,19 +62,21 @@ class Prepared:
 class PatchBatch:
     """Input of one step: image (B, C, k, j, i) scaled, labels (B, k, j, i), annotated (B, structures).
 
-    `draw` is the number from which any further chance of the step comes.
+    `draw` is the number from which any further chance of the step comes, `head` whose structures they are.
     """
 
     image: Tensor
     labels: Tensor
     annotated: Tensor
     draw: int = 0
+    head: str = ""
 
     def parts(self, count: int) -> list[PatchBatch]:
         """The batch in `count` equal parts."""
         cut = zip(*(t.chunk(count) for t in (self.image, self.labels, self.annotated)), strict=True)
         return [
-            PatchBatch(image=i, labels=k, annotated=a, draw=self.draw + n) for n, (i, k, a) in enumerate(cut)
+            replace(self, image=i, labels=k, annotated=a, draw=self.draw + n)
+            for n, (i, k, a) in enumerate(cut)
         ]
 
 
@@ -204,6 +206,7 @@ class PatchSource:
             labels=torch.stack(labels),
             annotated=torch.tensor(annotated),
             draw=int(np.random.SeedSequence([self.task.seed, epoch, step]).generate_state(1)[0]),
+            head=self.task.head,
         )
 
     def epoch(self, epoch: int, workers: int = 1) -> Iterator[PatchBatch]:

@@ -19,9 +19,10 @@ from torch import Tensor
 from CTSegLogic.engine.device import autocast, pick_device, seed_everything
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.systems import Learner
-from CTSegLogic.train.data import PatchSource, Prepared, prepare_case
+from CTSegLogic.train.data import Prepared, prepare_case
 from CTSegLogic.train.ranks import Ranks
 from CTSegLogic.train.record import Clock, Mlflow, Record
+from CTSegLogic.train.replay import patch_source
 from CTSegLogic.values.card import Card, read_card
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.run import Run
@@ -58,7 +59,7 @@ def fit(
     state = _State(learner, task, pick_device(run), ranks)
     first = state.load(folder / "latest.pt") if resume else _fresh(folder)
     ranks.wait()
-    source = PatchSource(task, learner.prepare, folder / "prepared", ranks)
+    source = patch_source(task, learner.prepare, folder / "prepared", ranks)
     judged = [prepare_case(c, task.structures, learner.prepare, folder / "prepared") for c in task.validation]
     record = Record(folder / "record.csv", first) if ranks.rank == 0 else None
     tracked = Mlflow(folder, task.head, _settings(task)) if ranks.rank == 0 else None
@@ -210,7 +211,7 @@ def _dice(found: Any, truth: Any, count: int) -> list[float]:
 
 def _settings(task: Task) -> dict[str, Any]:
     """What a record of the training should say of it; the cases are counted, not listed."""
-    named = {f.name: getattr(task, f.name) for f in fields(task) if f.name != "cases"}
+    named = {f.name: getattr(task, f.name) for f in fields(task) if f.name not in ("cases", "rehearse")}
     return {**named, "training": len(task.training), "validation": len(task.validation)}
 
 

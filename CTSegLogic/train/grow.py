@@ -9,6 +9,7 @@ A task file is JSON:
 folder in nnU-Net's layout or a MONAI data list (.json) whose files start from `dataset_dir`. `mapping` is the
 name of a shipped one, {"1": "liver"}, or MONAI's {"default": [[1, 3], ...]} with the model's label numbers.
 `name` is what the grown model shall be called.
+`replay` is {"tasks": [older task files], "cases": 5 of each, "share": 0.5 of the steps}; see systems/clnet.
 """
 
 from __future__ import annotations
@@ -27,14 +28,17 @@ from CTSegLogic.systems import open_system
 from CTSegLogic.train.fit import fit
 from CTSegLogic.train.importers import read_datalist, read_nnunet
 from CTSegLogic.train.ranks import joined
+from CTSegLogic.train.replay import rehearsal
 from CTSegLogic.values.card import FORMAT, Card, card_from
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.structures import foreign_labels, suggest
 from CTSegLogic.values.task import Case, Task
 
-_OWN = {"card", "new", "name", "head", "dataset", "dataset_dir", "mapping", "folds", "comment"}
-_TASK = {f.name for f in fields(Task)} - {"head", "cases", "structures"}
+_OWN = {"card", "new", "name", "head", "dataset", "dataset_dir", "mapping", "folds", "comment", "replay"}
+_TASK = {f.name for f in fields(Task)} - {"head", "cases", "structures", "rehearse", "rehearse_share"}
+_REPLAY = {"tasks", "cases", "share"}
+_REPLAYED = 5  # cases kept of each older task
 
 
 def grow(path: Path, folder: Path, run: Run, *, data: Path | None = None, resume: bool = False) -> Card:
@@ -50,9 +54,21 @@ def grow(path: Path, folder: Path, run: Run, *, data: Path | None = None, resume
     Raises:
         TaskInvalid: the file or its data contradict themselves; the message names the key.
     """
-    table = read_task(path)
-    card = card_of(table, path.parent)
-    task = task_of(table, card, data or path.parent)
+    return grow_table(read_task(path), path.parent, folder, run, data=data, resume=resume)
+
+
+def grow_table(
+    table: Mapping[str, Any],
+    home: Path,
+    folder: Path,
+    run: Run,
+    *,
+    data: Path | None = None,
+    resume: bool = False,
+) -> Card:
+    """`grow` for a task file that has been read; `home` is where its relative paths start from."""
+    card = card_of(table, home)
+    task = task_of(table, card, data or home, home)
     ranks, run = joined(run)
     system = open_system(card, run)
     keep = str(system.device) == "cpu" and tuned_from(Shelf().table(TABLE)).keep_memory
@@ -67,6 +83,11 @@ def grow(path: Path, folder: Path, run: Run, *, data: Path | None = None, resume
 
 def read_task(path: Path) -> dict[str, Any]:
     """The task file as a table, its keys checked."""
+    return checked(read_table(path))
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -75,6 +96,11 @@ def read_task(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(table, dict):
         raise TaskInvalid(seen=f"{path} is not one JSON object.", hint="See the examples in Resources/Tasks.")
+    return table
+
+
+def checked(table: dict[str, Any]) -> dict[str, Any]:
+    """The table of a task, or TaskInvalid naming the key at fault."""
     for key in table:
         if key not in _OWN | _TASK:
             raise TaskInvalid(seen=f"The task has an unknown key {key!r}.", hint=suggest(key, _OWN | _TASK))
@@ -89,8 +115,8 @@ def read_task(path: Path) -> dict[str, Any]:
     return table
 
 
-def task_of(table: Mapping[str, Any], card: Card, data: Path) -> Task:
-    """The `Task` of a task file's table, its data sets starting from `data`."""
+def task_of(table: Mapping[str, Any], card: Card, data: Path, home: Path | None = None) -> Task:
+    """The `Task` of a task file's table, its data sets starting from `data`, other files from `home`."""
     chosen = {key: table[key] for key in _TASK & table.keys()}
     chosen.setdefault("patch_kji", card.prepare.patch_kji)
     chosen["patch_kji"] = tuple(chosen["patch_kji"])
@@ -104,11 +130,26 @@ def task_of(table: Mapping[str, Any], card: Card, data: Path) -> Task:
     cases = [c for name, mapping in parts for c in _cases_of(table, card, data, str(name), mapping)]
     keys = tuple(dict.fromkeys(key for c in cases for key in c.mapping.values()))
     try:
-        return Task(head=table["head"], structures=keys, cases=tuple(cases), **chosen)
+        task = Task(head=table["head"], structures=keys, cases=tuple(cases), **chosen)
     except TypeError as error:
         raise TaskInvalid(
             seen=f"A value of the task has the wrong type: {error}.", hint="See Resources/Tasks."
         ) from error
+    return _replaying(task, table["replay"], card, data, home or data) if "replay" in table else task
+
+
+def _replaying(task: Task, replay: Any, card: Card, data: Path, home: Path) -> Task:
+    """The task with what it learns again; older tasks are files or tables."""
+    if not isinstance(replay, dict) or not replay.get("tasks") or not replay.keys() <= _REPLAY:
+        raise TaskInvalid(
+            seen="`replay` does not say what to learn again.",
+            hint='Write {"tasks": ["older-task.json"], "cases": 5, "share": 0.5}.',
+        )
+    older = [read_task(home / one) if isinstance(one, str) else one for one in replay["tasks"]]
+    kept = [
+        rehearsal(task, task_of(old, card, data, home), int(replay.get("cases", _REPLAYED))) for old in older
+    ]
+    return replace(task, rehearse=tuple(kept), rehearse_share=float(replay.get("share", 0.5)))
 
 
 def _cases_of(table: Mapping[str, Any], card: Card, data: Path, named: str, mapping: Any) -> list[Case]:

@@ -31,12 +31,13 @@ class Case:
 
 class Batch(Protocol):
     """What a learner is given for one step: tensors of image (B, C, k, j, i), labels (B, k, j, i) and
-    annotated (B, structures), and the number any further chance comes from."""
+    annotated (B, structures), the number any further chance comes from, and the head it teaches."""
 
     image: Any
     labels: Any
     annotated: Any
     draw: int
+    head: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ class Task:
         cache_gib: most memory the prepared cases may take; what does not fit is read from disk.
         accumulate: parts of a batch that go through the network one after the other (less memory).
         teach: the system's own settings, see its learner.
+        rehearse: older tasks some of whose cases are learned again; rehearse_share: share of such steps.
     """
 
     head: str
@@ -84,6 +86,8 @@ class Task:
     cache_gib: float = 2.0
     accumulate: int = 1
     teach: Mapping[str, Any] = field(default_factory=dict)
+    rehearse: tuple[Task, ...] = ()
+    rehearse_share: float = 0.5
 
     def __post_init__(self) -> None:
         names = [case.name for case in self.cases]
@@ -97,6 +101,7 @@ class Task:
             (self.batch % max(self.accumulate, 1) != 0, "accumulate must divide batch"),
             (not 0 < self.lr < 2, "lr must lie between 0 and 2"),
             (not 0 <= self.ema < 1, "ema must lie in 0..1"),
+            (not 0 < self.rehearse_share < 1, "the share of replayed steps must lie between 0 and 1"),
             (
                 any(not set(c.mapping.values()) <= known for c in self.cases),
                 "a case maps to a structure it lacks",

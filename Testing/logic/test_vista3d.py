@@ -53,7 +53,8 @@ def a_card(folder, name="vista3d", patch=(32, 32, 32), table=None, suffix=".pt")
 
 
 def monais_labels(volume, net, indices, patch, intensity):
-    """Labels (1.. in the order of `indices`) as the published bundle makes them, on the scan's grid."""
+    """Labels (1.. in the order of `indices`) as the published bundle makes them, on the scan's grid, in the
+    network's precision."""
     from monai.data import MetaTensor
     from monai.inferers import sliding_window_inference
     from monai.transforms import Compose, CropForegroundd, Invertd, Orientationd, Spacingd
@@ -75,7 +76,12 @@ def monais_labels(volume, net, indices, patch, intensity):
         return torch.cat([net(tile[None], class_vector=vector, transpose=True) for tile in tiles])
 
     logits = sliding_window_inference(
-        data["image"][None].as_tensor(), patch, 1, predict, overlap=0.25, padding_mode="replicate"
+        data["image"][None].as_tensor().to(next(net.parameters()).dtype),
+        patch,
+        1,
+        predict,
+        overlap=0.25,
+        padding_mode="replicate",
     )[0]
     labels = torch.where(logits.max(0).values > 0, logits.argmax(0) + 1, 0)[None].float()
     data["pred"] = MetaTensor(

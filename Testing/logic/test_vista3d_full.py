@@ -107,9 +107,11 @@ def check_peak(folder):
     sys.stderr.write(f"{figures}\n")  # seen with -s
 
 
-# Percentiles are sums in another order than MONAI's: one voxel of 60,000 lies so near a tie that it turns.
-@pytest.mark.parametrize(("name", "most"), [("ts_ct_sm.nii.gz", 0), ("ts_mr_sm.nii.gz", 3)])
-def test_a_real_scan_gets_the_labels_of_the_published_pipeline(tmp_path, data_dir, name, most):
+# In double precision, since one voxel of the MR lies nearer to a tie than single precision can tell: there
+# MONAI's own two best logits are 1.2e-7 apart in float32, and the other way round in float64.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ts_ct_sm.nii.gz", "ts_mr_sm.nii.gz"])
+def test_a_real_scan_gets_the_labels_of_the_published_pipeline(tmp_path, data_dir, name):
     from monai.transforms import ScaleIntensityRanged, ScaleIntensityRangePercentilesd
 
     mr = "mr" in name
@@ -125,10 +127,11 @@ def test_a_real_scan_gets_the_labels_of_the_published_pipeline(tmp_path, data_di
     array = np.ascontiguousarray(scan.array[(slice(None), *middle.slices)])
     volume = Volume(array=array, grid=scan.grid.cropped(middle), modality=scan.modality, name="part")
     keys = card.heads[0].structures[:20]
-    expected = monais_labels(volume, a_net(), [card.labels[k] for k in keys], (64, 64, 32), intensity)
+    net = a_net().double()
+    expected = monais_labels(volume, net, [card.labels[k] for k in keys], (64, 64, 32), intensity)
     result = open_system(card, CPU).segment(volume, resolve(Classes(keys), card), CPU)
     ours = np.zeros(volume.grid.shape, int)
     for number, key in enumerate(keys, start=1):
         ours[result.mask(key)] = number
     assert len(np.unique(expected)) > 3
-    assert int((ours != expected).sum()) <= most
+    assert int((ours != expected).sum()) == 0

@@ -132,6 +132,8 @@ class Panel:
             "seed": ui.seedSpin.value,
             "mirror": ui.mirrorBox.checked,
         }
+        if self.model() and node.method != "frozen":
+            settings["teach"] = {"method": node.method}
         precision = ui.precisionBox.currentText
         return Choices(
             model=self.model(),
@@ -164,6 +166,8 @@ class Panel:
         new = not self.model()
         for name in ("spacingSpin", "spacingLabel", "modalityBox", "modalityLabel"):
             getattr(self.ui, name).visible = new
+        for name in ("methodBox", "methodLabel"):
+            getattr(self.ui, name).visible = not new
         for name in ("supportsEdit", "supportsLabel"):
             getattr(self.ui, name).visible = desk.can_set("supports") and not new
         gib = desk.PRESETS[self.preset()].computed_gib

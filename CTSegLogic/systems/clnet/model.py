@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.window import Tiling
 from CTSegLogic.files.weights import ensure, file_sha256
 from CTSegLogic.nets.clnet import ContinualNet, Decoder, DecoderPlan, Plan, classes, plan_from
+from CTSegLogic.systems.clnet.lora import lora_from
 from CTSegLogic.systems.tensors import load_strictly, read_tensors
 from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.errors import CTSegError
@@ -32,6 +33,7 @@ class Model:
         self.card, self.device = card, pick_device(run)
         self.net = ContinualNet(plan_from(card.network.get("encoder", {}))).to(self.device).eval()
         self.sums: dict[str, str] = {}
+        self.adapted: dict[str, Callable[[Tensor], Sequence[Tensor]]] = {}  # a head's own encoder
         if card.encoder:
             path = ensure(card, (card.encoder,))[card.encoder]
             load_strictly(self.net.encoder, read_tensors(path), f"{card.name}'s encoder")
@@ -44,7 +46,10 @@ class Model:
             path = ensure(self.card, (head.file,))[head.file]
             tensors = read_tensors(path)
             decoder = self.net.add(head.name, decoder_plan(self.card, len(head.structures) + 1))
+            lora = lora_from(self.net.encoder, tensors)
             load_strictly(decoder, tensors, f"{self.card.name}'s head {head.name}")
+            if lora is not None:
+                self.adapted[head.name] = lora.to(self.device).merged(self.net.encoder)
             decoder.to(self.device).eval().requires_grad_(False)
             self.sums[head.file] = file_sha256(path)
         decoder = self.net.decoders[head.name]
@@ -58,10 +63,14 @@ class Model:
 
     def once(self, decoders: Sequence[Any], readouts: Sequence[Readout]) -> Streams:
         """The network: tiles -> one stream per head, features or logits as its readout takes them."""
+        names, owners = [head.name for head, _, _ in decoders], set(self.adapted)
 
         def once(tiles: Tensor) -> list[Tensor]:
-            skips = self.net.encoder(tiles)
-            features = [decoder.features(skips) for _, _, decoder in decoders]
+            shared = None if owners.issuperset(names) else self.net.encoder(tiles)
+            features = [
+                decoder.features(self.adapted[head.name](tiles) if head.name in owners else shared)
+                for head, _, decoder in decoders
+            ]
             return [
                 f if r.matrix is not None else classes(decoder.readout, f)
                 for f, r, (_, _, decoder) in zip(features, readouts, decoders, strict=True)
