@@ -82,14 +82,14 @@ def train(options: argparse.Namespace, run: Run) -> None:
         learned = learn_sequence(options.task, options.output, run, data=options.data, resume=options.resume)
         sys.stdout.write(f"{len(learned.heads)} tasks by {', '.join(learned.methods)} in {options.output}\n")
         return
-    if options.devices > 1 and not started():
-        launched(_arguments(options), options.devices)
-        card = find_card(str(options.output))
-    else:
-        with stoppable(run, options.output) as listening:
+    with stoppable(run, options.output, clear=not started()) as listening:
+        if options.devices > 1 and not started():
+            launched(_arguments(options), options.devices)
+            card = find_card(str(options.output))
+        else:
             card = grow(options.task, options.output, listening, data=options.data, resume=options.resume)
-        if started():
-            return
+    if started():
+        return
     sys.stdout.write(
         f"{card.name} {card.version}: heads {', '.join(h.name for h in card.heads)} in {options.output}\n"
     )
@@ -101,13 +101,18 @@ def train(options: argparse.Namespace, run: Run) -> None:
 
 
 @contextlib.contextmanager
-def stoppable(run: Run, folder: Path) -> Iterator[Run]:
-    """The run, stopped also by a file `stop` in `folder`: a window has no Ctrl-C to give on every system."""
+def stoppable(run: Run, folder: Path, *, clear: bool = True) -> Iterator[Run]:
+    """The run, stopped also by a file `stop` in `folder`: a window has no Ctrl-C to give on every system.
+
+    Args:
+        clear: whether the file is removed at the end; not by one of several processes, all must see it.
+    """
     stop = folder / STOP
     try:
         yield replace(run, cancelled=lambda: run.cancelled() or stop.exists())
     finally:
-        stop.unlink(missing_ok=True)
+        if clear:
+            stop.unlink(missing_ok=True)
 
 
 def _report(options: argparse.Namespace, card: Card, run: Run) -> None:

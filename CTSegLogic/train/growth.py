@@ -60,7 +60,7 @@ def growth(path: Path, grown: Card, run: Run, *, data: Path | None = None) -> Gr
     """
     table = read_task(path)
     old = card_of(table, path.parent) if "card" in table else None
-    task = task_of(table, old or card_of(table, path.parent), data or path.parent)
+    task = task_of(table, old or card_of(table, path.parent), data or path.parent, path.parent)
     systems = [open_system(card, run) if card is not None else None for card in (old, grown)]
     heads = tuple(
         dict.fromkeys(head.name for card in (old, grown) if card is not None for head in card.heads)
