@@ -187,7 +187,8 @@ def new_model(
 
 
 def claim(folder: Path) -> None:
-    """Makes `folder` ready for a training of ours, readable by its owner alone.
+    """Makes `folder` ready for a training of ours, readable by its owner alone; copies of scans that an
+    earlier start left there go.
 
     Raises:
         OutputRefused: it holds something that this program did not put there, or another training.
@@ -207,6 +208,8 @@ def claim(folder: Path) -> None:
         )
     for name in (SCANS, LABELS):
         (folder / name).mkdir(exist_ok=True)
+        for left in (folder / name).glob("*.nii.gz"):
+            left.unlink()
     with replaced(folder / _MARK) as part:
         part.write_text(_OURS, encoding="utf-8")
 

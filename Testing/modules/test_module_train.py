@@ -239,6 +239,37 @@ def test_a_broken_case_is_named_and_hinders_the_start(teacher):
     assert teacher.ui.startButton.enabled, teacher.ui.startButton.toolTip
 
 
+def test_a_case_that_the_training_cannot_read_is_marked(teacher, tmp_path, a_data_set):
+    import shutil
+
+    from CTSegLogic import read_image
+    from CTSegLogic.files.segfile import write_nifti
+
+    folder = tmp_path / "Task002_Broken"
+    shutil.copytree(a_data_set, folder)
+    volume = read_image(folder / "imagesTr" / "c1_0000.nii.gz")
+    other = phantoms.tilted_grid((10, 12, 14), (4, 4, 4))
+    write_nifti(volume.array[0, :10, :12, :14], other, folder / "imagesTr" / "c1_0000.nii.gz")
+    teacher.panel.cases.addFolder(str(folder))
+    teacher.type("headEdit", "balls")
+    teacher.click("startButton")
+    teacher.wait_state("failed")
+    assert "image and labels lie on different grids" in teacher.status
+    states = [row[3] for row in teacher.cells("caseTable")]
+    assert [state.startswith("unreadable: ") for state in states] == [False, True, False, False, False]
+    assert "c1" in states[1]
+
+
+def test_a_volume_of_another_modality_hinders_the_start(teacher):
+    volume, segmentation = a_pair("scan")
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    name = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMSeriesModalityAttributeName()
+    hierarchy.SetItemAttribute(hierarchy.GetItemByDataNode(volume), name, "MR")
+    teacher.add_pair(volume, segmentation)
+    teacher.type("headEdit", "balls")
+    assert teacher.ui.startButton.toolTip == "scan is MR, the model is for CT"
+
+
 def test_pairs_under_different_transforms_are_refused(teacher):
     volume, segmentation = a_pair("moved")
     turned = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "turned")

@@ -32,7 +32,6 @@ class Case:
         volume, segmentation: nodes, or None for a case of a folder.
         found: a folder's case; source: that folder.
         trouble: why it cannot be used, "" when it can.
-        file: what its copy is called, "" before it is made.
     """
 
     name: str
@@ -43,7 +42,6 @@ class Case:
     found: Any = None
     source: str = ""
     trouble: str = ""
-    file: str = ""
 
     @property
     def names(self) -> dict[str, str]:
@@ -66,7 +64,8 @@ class CaseTable:
         self.ui, self.scene, self.parameters = ui, scene, parameters
         self.onChange, self.fail = onChange, fail
         self.cases: list[Case] = []
-        self.written: set[str] = set()  # names of cases whose files are made
+        self.written: dict[str, str] = {}  # name of a case whose files are made -> what they are called
+        self.blamed: dict[str, str] = {}  # name of a case that a training could not read -> why
         self._folders: dict[str, list[Any]] = {}
         self._filling = False
         table = ui.caseTable
@@ -128,10 +127,16 @@ class CaseTable:
         self.onChange()
 
     def blame(self, text: str) -> None:
-        """Marks the cases that an error of the training names."""
+        """Marks the cases that an error of the training names, until the next start."""
         for case in self.cases:
-            if any(f" {name}:" in text for name in (case.name, case.file) if name):
-                case.trouble = text
+            names = (case.name, self.written.get(case.name))
+            if any(f" {name}:" in text for name in names if name):
+                self.blamed[case.name] = text
+        self._fill()
+
+    def forget(self) -> None:
+        """A new training begins: nothing is written yet, nothing is blamed."""
+        self.written, self.blamed = {}, {}
         self._fill()
 
     def onAddPair(self) -> None:
@@ -196,7 +201,8 @@ class CaseTable:
         table.setRowCount(len(self.cases))
         for row, case in enumerate(self.cases):
             ready = _("prepared") if case.name in self.written else _("ready")
-            state = _("unreadable: {why}").format(why=case.trouble) if case.trouble else ready
+            why = case.trouble or self.blamed.get(case.name, "")
+            state = _("unreadable: {why}").format(why=why) if why else ready
             for column, text in enumerate((case.name, case.labels, "", state)):
                 item = qt.QTableWidgetItem(text)
                 item.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsSelectable)
@@ -205,7 +211,7 @@ class CaseTable:
             box = table.item(row, _HELD)
             box.setFlags(box.flags() | qt.Qt.ItemIsUserCheckable)
             box.setCheckState(qt.Qt.Checked if case.held else qt.Qt.Unchecked)
-            table.item(row, _STATE).setForeground(qt.QBrush(qt.QColor(_BAD if case.trouble else _GOOD)))
+            table.item(row, _STATE).setForeground(qt.QBrush(qt.QColor(_BAD if why else _GOOD)))
         self._filling = False
         table.setFixedHeight(_ROW * (min(max(len(self.cases), _LEAST), _MOST_ROWS) + 1) + 8)
 

@@ -57,11 +57,12 @@ class Writer:
         """The case that `next` writes, None when all are written."""
         return self.cases[len(self.done)] if len(self.done) < len(self.cases) else None
 
-    def next(self) -> None:
-        """Writes one case of the scene; cases of folders are used where they lie."""
+    def next(self) -> str:
+        """Writes one case of the scene and says what it is called; a folder's is used where it lies."""
         case = self.cases[len(self.done)]
         found = case.found if case.found is not None else self._written(case)
         self.done.append((found, case.held))
+        return str(found.name)
 
     def task(self) -> Path:
         """Writes the task; all cases must be written."""
@@ -78,8 +79,7 @@ class Writer:
             for segment, mask in adapter.masks_on(case.segmentation, case.volume)
             if self.mapping.get(segment.GetName())
         )
-        case.file = file_name(case.name, len(self.done))
-        return desk.write_scan(self.folder, case.file, volume, masks)
+        return desk.write_scan(self.folder, file_name(case.name, len(self.done)), volume, masks)
 
 
 def lesson_of(choices: Choices, cases: Iterable[tuple[Any, bool]], mapping: Mapping[str, str]) -> Any:

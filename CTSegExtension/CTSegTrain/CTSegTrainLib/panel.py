@@ -13,9 +13,10 @@ from typing import Any
 
 import qt
 from CTSegLib import install
+from CTSegLib import scene as adapter
 from slicer.i18n import tr as _
 
-from CTSegLogic import CTSegError, desk
+from CTSegLogic import CTSegError, desk, models
 from CTSegTrainLib.cases import CaseTable
 from CTSegTrainLib.curves import Curves, summary
 from CTSegTrainLib.lessons import Choices, Writer, default_name, head_name
@@ -201,6 +202,9 @@ class Panel:
             return _("Add a case")
         if broken:
             return _("{name}: {why}").format(name=broken[0].name, why=broken[0].trouble)
+        unfit = self._unfit()
+        if unfit:
+            return unfit
         if all(case.held for case in self.cases.cases):
             return _("All cases are held out")
         if self.names.unknown():
@@ -208,6 +212,16 @@ class Panel:
         if not taught:
             return _("No name has a structure")
         return "" if head_name(self.ui.headEdit.text) else _("Name the head")
+
+    def _unfit(self) -> str:
+        """Says of the first volume that is no image the model was made for, where both are known."""
+        card = models.cards().get(self.model())
+        for case in self.cases.cases if card is not None else []:
+            kind = adapter.modality_of(case.volume) if case.volume is not None else ""
+            if kind and kind not in card.modality:
+                text = _("{name} is {kind}, the model is for {images}")
+                return text.format(name=case.name, kind=kind, images=" and ".join(card.modality))
+        return ""
 
     def updateState(self, *ignored: Any) -> None:
         """Buttons follow what there is; Start says what it waits for."""
@@ -243,7 +257,7 @@ class Panel:
             return
         self.training, self._state = Training(path), ""
         self.curves.forget()
-        self.cases.written.clear()
+        self.cases.forget()
         self.outcome.show({})
         self.ui.progressBar.visible, self.ui.progressBar.value = True, 0
         self._writeNext()
@@ -257,8 +271,7 @@ class Panel:
             if writer.waiting is not None:
                 case = writer.waiting
                 self._say(_("Writing {name}...").format(name=case.name))
-                writer.next()
-                self.cases.written.add(case.name)
+                self.cases.written[case.name] = writer.next()
                 qt.QTimer.singleShot(0, self._writeNext)
             else:
                 writer.task()
@@ -369,7 +382,7 @@ class Panel:
             return
         self.timer.stop()
         self.training, self._state = None, ""
-        self.cases.written.clear()
+        self.cases.forget()
         self.outcome.show({})
         self.ui.publishButton.enabled = False
         self._say(_("Deleted."))
