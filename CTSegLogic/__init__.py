@@ -22,6 +22,7 @@ from CTSegLogic.values.task import Task
 from CTSegLogic.values.volume import Volume
 
 if TYPE_CHECKING:
+    from CTSegLogic.app import desk
     from CTSegLogic.app.evaluate import compare
     from CTSegLogic.app.session import Session
     from CTSegLogic.files import weights as models
@@ -45,6 +46,7 @@ __all__ = [
     "Text",
     "Volume",
     "compare",
+    "desk",
     "models",
     "move",
     "prediction_of",
@@ -60,6 +62,7 @@ __all__ = [
 _LAZY = {
     "Session": "CTSegLogic.app.session",
     "compare": "CTSegLogic.app.evaluate",
+    "desk": "CTSegLogic.app.desk",
     "models": "CTSegLogic.files.weights",
     "read_image": "CTSegLogic.files.images",
     "wire": "CTSegLogic.files.wire",

@@ -281,6 +281,9 @@ def _train(sub: Any) -> None:
     )
     p.add_argument("--resume", action="store_true", help="go on after the last whole epoch")
     p.add_argument("--publish", action="store_true", help="make the result a model known by name")
+    p.add_argument(
+        "--report", action="store_true", help="validation Dice beside the model before: report.json"
+    )
     p.add_argument("--devices", type=int, default=1, metavar="N", help="processes that share each batch")
     _runtime(p)
     p.set_defaults(run=teaching.train)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from CTSegLogic.app.outputs import refuse_trouble, say
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.weights import find_card, publish
+from CTSegLogic.values.card import Card
 from CTSegLogic.values.errors import PromptUnknown
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.structures import foreign_labels
 
 if TYPE_CHECKING:
     from CTSegLogic.app.evaluate import Row
+
+STOP = "stop"  # a file of that name in the training's folder ends it after the step at hand
 
 
 def evaluate(options: argparse.Namespace, run: Run) -> None:
@@ -77,19 +82,47 @@ def train(options: argparse.Namespace, run: Run) -> None:
         learned = learn_sequence(options.task, options.output, run, data=options.data, resume=options.resume)
         sys.stdout.write(f"{len(learned.heads)} tasks by {', '.join(learned.methods)} in {options.output}\n")
         return
-    if options.devices > 1 and not started():
-        launched(_arguments(options), options.devices)
-        card = find_card(str(options.output))
-    else:
-        card = grow(options.task, options.output, run, data=options.data, resume=options.resume)
-        if started():
-            return
+    with stoppable(run, options.output, clear=not started()) as listening:
+        if options.devices > 1 and not started():
+            launched(_arguments(options), options.devices)
+            card = find_card(str(options.output))
+        else:
+            card = grow(options.task, options.output, listening, data=options.data, resume=options.resume)
+    if started():
+        return
     sys.stdout.write(
         f"{card.name} {card.version}: heads {', '.join(h.name for h in card.heads)} in {options.output}\n"
     )
+    if options.report:
+        _report(options, card, run)
     if options.publish:
         published = publish(options.output)
         sys.stdout.write(f"Published as {published.name}.\n")
+
+
+@contextlib.contextmanager
+def stoppable(run: Run, folder: Path, *, clear: bool = True) -> Iterator[Run]:
+    """The run, stopped also by a file `stop` in `folder`: a window has no Ctrl-C to give on every system.
+
+    Args:
+        clear: whether the file is removed at the end; not by one of several processes, all must see it.
+    """
+    stop = folder / STOP
+    try:
+        yield replace(run, cancelled=lambda: run.cancelled() or stop.exists())
+    finally:
+        if clear:
+            stop.unlink(missing_ok=True)
+
+
+def _report(options: argparse.Namespace, card: Card, run: Run) -> None:
+    """Prints and writes what the training changed; a training without validation cases has no figures."""
+    from CTSegLogic.train.growth import growth, growth_text, write_growth
+
+    with stoppable(run, options.output) as listening:
+        table = growth(options.task, card, listening, data=options.data)
+    write_growth(table, options.output)
+    sys.stdout.write(growth_text(table) + "\n")
 
 
 def _judged(options: argparse.Namespace, run: Run, mapping: Mapping[str, str] | None) -> Sequence[Row]:

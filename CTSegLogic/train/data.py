@@ -24,8 +24,9 @@ from torch import Tensor
 
 from CTSegLogic.engine.intensity import foreground, scale_, scaler
 from CTSegLogic.files.atomic import replaced
-from CTSegLogic.files.images import read_image, read_labels
+from CTSegLogic.files.images import read_image
 from CTSegLogic.train.augment import Augment, augmented, extent
+from CTSegLogic.train.labels import labels_of
 from CTSegLogic.train.ranks import Ranks
 from CTSegLogic.values.card import Prepare
 from CTSegLogic.values.errors import TaskInvalid
@@ -123,7 +124,7 @@ def _resampled(
     case: Case, structures: Sequence[str], prepare: Prepare
 ) -> tuple[NDArray[Any], NDArray[np.unsignedinteger[Any]]]:
     volume = read_image(case.images, modality="")
-    truth, grid = read_labels(case.labels)
+    truth, grid = labels_of(case, volume)
     if not grid.matches(volume.grid, tol_mm=0.5):
         raise TaskInvalid(
             seen=f"Case {case.name}: image and labels lie on different grids.",

@@ -67,7 +67,7 @@ def grow_table(
     resume: bool = False,
 ) -> Card:
     """`grow` for a task file that has been read; `home` is where its relative paths start from."""
-    card = _card_of(table, home)
+    card = card_of(table, home)
     task = task_of(table, card, data or home, home)
     ranks, run = joined(run)
     system = open_system(card, run)
@@ -187,7 +187,8 @@ def _names_of(mapping: Any, card: Card) -> Mapping[str, str] | None:
     return {value: known[index] for value, index in numbers.items()}
 
 
-def _card_of(table: Mapping[str, Any], folder: Path) -> Card:
+def card_of(table: Mapping[str, Any], folder: Path) -> Card:
+    """The model that a task file in `folder` grows, or one with a stand-in for its first head."""
     if "new" in table:
         # A card must find something: the head to be trained stands in until it is written with its file.
         stand_in = {"name": table["head"], "structures": ["body"], "file": ""}

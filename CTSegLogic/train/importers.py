@@ -2,7 +2,8 @@
 
 nnU-Net v1: dataset.json with `training` [{image, label}], imagesTr/CASE_0000.nii.gz or CASE.nii.gz
 nnU-Net v2: dataset.json with `channel_names`, `labels` {name: value} and `file_ending`
-MONAI data list: {"training": [{"image": FILE or [FILES], "label": FILE, "fold": N}], "testing": [...]}
+MONAI data list: {"training": [{"image": FILE or [FILES], "label": FILE, "fold": N}], "testing": [...]};
+    here an entry may have a "name", an image may be a DICOM folder, and a label an RTSTRUCT (train/labels)
 """
 
 from __future__ import annotations
@@ -76,13 +77,13 @@ def read_datalist(
             continue
         images = tuple(root / f for f in ([files] if isinstance(files, str) else files))
         label = root / entry["label"]
-        lost = next((f for f in (*images, label) if not f.is_file()), None)
+        lost = next((f for f in (*images, label) if not f.exists()), None)  # a DICOM scan is a folder
         if lost is not None:
             raise TaskInvalid(
                 seen=f"{path.name}: {lost} does not exist.",
                 hint=f"Paths start from {root}: give `dataset_dir`.",
             )
-        name = stem(label)
+        name = str(entry.get("name") or stem(label))
         name = name if name not in cases else f"{name}-{n}"
         cases[name] = Case(
             name=name, images=images, labels=label, mapping=names, fold=int(entry.get("fold", 0))

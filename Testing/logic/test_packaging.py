@@ -26,7 +26,7 @@ BUNDLED = {
     "CTSegLogic",
     "SegmentEditorEffects",
 }
-BUNDLED |= {"SegmentEditorCTSegLib", "SampleData"}
+BUNDLED |= {"SegmentEditorCTSegLib", "SampleData", "CTSegTrainLib"}
 QT_BOUND = {
     "QLineEdit",
     "QComboBox",

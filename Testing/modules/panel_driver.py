@@ -16,6 +16,7 @@ from modules.needs import slicer
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = (
     ROOT / "CTSegExtension" / "CTSeg" / "CTSeg.py",
+    ROOT / "CTSegExtension" / "CTSegTrain" / "CTSegTrain.py",
     ROOT / "CTSegExtension" / "SegmentEditorCTSeg" / "SegmentEditorCTSeg.py",
 )
 GRID = phantoms.tilted_grid((16, 24, 22), (6, 4, 5))

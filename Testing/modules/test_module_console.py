@@ -18,17 +18,20 @@ from modules.panel_driver import GRID, MODULES, ROOT, a_volume, names_of, voxels
 
 pytestmark = pytest.mark.slicer
 
+PICTURES = ("picker", "words", "running", "demo", "train", "trained")
 BATCH = ROOT / "CTSegExtension" / "CTSeg" / "CTSegLib" / "ctseg_batch.py"
 
 
-def run_python(*arguments, home=None, folder=ROOT, paths=()):
+def run_python(*arguments, home=None, folder=ROOT, paths=(), timeout=120):
     """A fresh interpreter with the host on its path."""
     where = [str(p) for p in (ROOT / "Testing", ROOT / "Testing" / "modules", *paths)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(where), "QT_QPA_PLATFORM": "offscreen"}
     if home is not None:
         environment["CTSEG_HOME"] = str(home)
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env=environment, timeout=timeout
+    )
 
 
 def test_the_console_segments_by_words_keys_and_everything(panel):
@@ -153,7 +156,7 @@ def stage(place):
     """Copies what the install rules name to where they put it, and nothing else; the module files."""
     modules = place / "lib" / "Slicer-5.13" / "qt-scripted-modules"
     pairs = []
-    for folder in (ROOT / "CTSegExtension" / "CTSeg", ROOT / "CTSegExtension" / "SegmentEditorCTSeg"):
+    for folder in (path.parent for path in MODULES):
         for name in ("MODULE_PYTHON_SCRIPTS", "MODULE_PYTHON_RESOURCES"):
             pairs += [(folder / f, modules / f) for f in cmake_list(folder / "CMakeLists.txt", name)]
     rules = ROOT / "CTSegLogic" / "CMakeLists.txt"
@@ -165,7 +168,7 @@ def stage(place):
     for source, target in pairs:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, target)
-    return [modules / "CTSeg.py", modules / "SegmentEditorCTSeg.py"]
+    return [modules / path.name for path in MODULES]
 
 
 RUN_STAGED = (
@@ -235,8 +238,10 @@ def test_public_samples_are_held_to_their_checksum(app, name):
 
 @pytest.mark.slow
 def test_pictures_are_taken_by_a_command(tmp_path):
-    done = run_python("-m", "slicerhost", "screenshots", tmp_path / "shots", home=tmp_path / "home")
+    done = run_python(
+        "-m", "slicerhost", "screenshots", tmp_path / "shots", home=tmp_path / "home", timeout=1800
+    )
     assert done.returncode == 0, done.stderr
     sizes = {p.name: p.stat().st_size for p in (tmp_path / "shots").iterdir()}
-    assert sizes.keys() == {"picker.png", "words.png", "running.png", "demo.png"}
+    assert sizes.keys() == {f"{name}.png" for name in PICTURES}
     assert min(sizes.values()) > 50_000, "a picture is nearly empty"

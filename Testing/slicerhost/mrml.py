@@ -25,6 +25,7 @@ LOGICS = {
     "Tables": "vtkSlicerTablesLogic",
     "Texts": "vtkSlicerTextsLogic",
     "Cameras": "vtkSlicerCamerasModuleLogic",
+    "Plots": "vtkSlicerPlotsLogic",
     "Units": "vtkSlicerUnitsLogic",
 }
 # Import names that Slicer has and the wheel has not.

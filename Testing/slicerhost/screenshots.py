@@ -2,6 +2,7 @@
 
     picker.png   structures searched and ticked          words.png   a phrase and what was understood
     running.png  a run in progress                       demo.png    the result in slices and in 3D
+    train.png    a training in progress                  trained.png what came of it (see train_pictures)
 
 Takes the model starter, or body where the starter is not installed. Needs no display.
 """
@@ -51,7 +52,7 @@ class Photographer:
         self._loadSample()
 
     def takeAll(self) -> list[Path]:
-        """Takes the four pictures."""
+        """Takes the four pictures of module CTSeg."""
         return [self.picker(), self.words(), self.running(), self.result()]
 
     def picker(self) -> Path:
@@ -197,7 +198,12 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="slicerhost screenshots")
     parser.add_argument("out", type=Path, help="folder of the pictures")
     photographer = Photographer(parser.parse_args(arguments).out)
-    for path in photographer.takeAll():
-        sys.stdout.write(f"{path} ({photographer.model})\n")
+    paths = photographer.takeAll()
     slicer.modules.CTSegWidget.logic.stop()
+    if photographer.model == "starter":
+        from slicerhost.train_pictures import take_training
+
+        paths += take_training(photographer.app, photographer.out)
+    for path in paths:
+        sys.stdout.write(f"{path} ({photographer.model})\n")
     return int(bool(photographer.app.errors))

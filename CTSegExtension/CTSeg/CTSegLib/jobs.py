@@ -223,15 +223,7 @@ class Worker:
             self._kill()
 
     def _kill(self) -> None:
-        """Ends the process and its children: on some systems the interpreter is started through a
-        launcher."""
-        pid = int(self._process.processId())
-        with contextlib.suppress(ImportError):
-            import psutil
-
-            with contextlib.suppress(psutil.Error):
-                for child in psutil.Process(pid).children(recursive=True):
-                    child.kill()
+        kill_children(int(self._process.processId()))
         self._process.kill()
         self._process.waitForFinished(3000)
 
@@ -276,11 +268,30 @@ def _process() -> Any:
     """A process that finds this very CTSegLogic."""
     process = qt.QProcess()
     environment = qt.QProcessEnvironment.systemEnvironment()
-    paths = [str(package_folder()), environment.value("PYTHONPATH", "")]
-    environment.insert("PYTHONPATH", os.pathsep.join(path for path in paths if path))
-    environment.insert("PYTHONUNBUFFERED", "1")
+    for name, value in added_environment(environment.value("PYTHONPATH", "")).items():
+        environment.insert(name, value)
     process.setProcessEnvironment(environment)
     return process
+
+
+def added_environment(python_path: str) -> dict[str, str]:
+    """What a process needs beside Slicer's own environment to find this very CTSegLogic.
+
+    Args:
+        python_path: the PYTHONPATH there is.
+    """
+    paths = [str(package_folder()), python_path]
+    return {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONUNBUFFERED": "1"}
+
+
+def kill_children(pid: int) -> None:
+    """Ends a process's children: on some systems the interpreter is started through a launcher."""
+    with contextlib.suppress(ImportError):
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(pid).children(recursive=True):
+                child.kill()
 
 
 def python_executable() -> str:
@@ -300,13 +311,14 @@ def remove_stale_folders() -> int:
     removed = 0
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         owner = folder.name[len(_PREFIX) :].split("-")[0]
-        if owner.isdigit() and int(owner) != os.getpid() and not _alive(int(owner)):
+        if owner.isdigit() and int(owner) != os.getpid() and not alive(int(owner)):
             shutil.rmtree(folder, ignore_errors=True)
             removed += 1
     return removed
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of that number is there."""
     with contextlib.suppress(ImportError):
         import psutil
 

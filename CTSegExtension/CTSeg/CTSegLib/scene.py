@@ -8,7 +8,7 @@ results lie under the same parent as the volume, so they coincide with it whatev
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -144,15 +144,31 @@ def write_prediction(
 
 def read_segmentation(segmentationNode: Any, volumeNode: Any) -> Prediction:
     """A segmentation node's segments as a prediction on the volume's grid (nearest where grids differ)."""
-    grid, words, maps = grid_of(volumeNode), vocabulary(), []
-    segmentation = segmentationNode.GetSegmentation()
+    words = vocabulary()
+    maps = [
+        (mask, {1: words.called(segment_key(segment) or segment.GetName())})
+        for segment, mask in masks_on(segmentationNode, volumeNode)
+    ]
+    return prediction_of(maps, grid_of(volumeNode))
+
+
+def masks_on(segmentationNode: Any, volumeNode: Any) -> Iterator[tuple[Any, np.ndarray]]:
+    """Each segment and its voxels (uint8; k, j, i) on the volume's grid, nearest where grids differ."""
+    grid, segmentation = grid_of(volumeNode), segmentationNode.GetSegmentation()
     for n in range(segmentation.GetNumberOfSegments()):
-        segment = segmentation.GetNthSegment(n)
         mask, own = _mask(segmentationNode, segmentation.GetNthSegmentID(n))
-        on_volume = move(mask, own, grid, order=0, outside=0)
-        key = segment_key(segment)
-        maps.append((on_volume, {1: words.called(key or segment.GetName())}))
-    return prediction_of(maps, grid)
+        yield segmentation.GetNthSegment(n), move(mask, own, grid, order=0, outside=0)
+
+
+def named_keys(segmentationNode: Any, guess: Callable[[str, str], str]) -> dict[str, str]:
+    """Name of each segment -> the key this program wrote into it, or what `guess` makes of its name and
+    terminology."""
+    segmentation, found = segmentationNode.GetSegmentation(), {}
+    for n in range(segmentation.GetNumberOfSegments()):
+        segment, entry = segmentation.GetNthSegment(n), vtk.reference("")
+        terminology = str(entry) if segment.GetTag("TerminologyEntry", entry) else ""
+        found[segment.GetName()] = segment_key(segment) or guess(segment.GetName(), terminology)
+    return found
 
 
 def volume_of(segmentationNode: Any) -> Any:
