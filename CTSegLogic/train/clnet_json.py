@@ -165,6 +165,8 @@ def _task(key: str, block: Any, place: Place, is_encoder: bool) -> TaskSpec:
     flags = {name: place.flag(table, name, default) for name, default in _FLAGS.items()}
     if flags["mirroring"] and table.get("no_mirroring") is True:
         raise place.at("mirroring").fault(seen="contradicts 'no_mirroring'", hint="Give one of them.")
+    # Flipping is wished for by either key: both then say the same.
+    flags["no_mirroring"] = flags["no_mirroring"] and not flags["mirroring"]
     given = place.at("decoders").object(table.get("decoders") or {})
     labels = {name: labels_of(value, place.at("decoders").at(name)) for name, value in given.items()}
     _check_heads(labels, place)
@@ -253,7 +255,7 @@ def _wished(value: Any, names: list[str], place: Place) -> set[str]:
 
 
 def _weights(value: Any, labels: Mapping[str, tuple[int, ...]], place: Place) -> dict[str, float]:
-    """Each head's share of a joint loss: as given, else by its number of labels."""
+    """Each head's weight in a joint loss: as given, else its number of labels."""
     given = per_head(value, place, list(labels), lambda v, p: p.number(v, 0, 1e9, "a weight of 0 or more"))
     raw = {name: given.get(name, 0.0 if given else float(len(own))) for name, own in labels.items()}
     lost = [name for name in raw if given and name not in given]
@@ -264,7 +266,7 @@ def _weights(value: Any, labels: Mapping[str, tuple[int, ...]], place: Place) ->
     total = sum(raw.values())
     if labels and total <= 0:
         raise place.fault(seen="gives every head the weight 0", hint="Give one head a weight above 0.")
-    return {name: share / total for name, share in raw.items()}
+    return raw
 
 
 def _check_heads(labels: Mapping[str, tuple[int, ...]], place: Place) -> None:

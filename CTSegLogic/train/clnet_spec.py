@@ -21,7 +21,7 @@ class HeadSpec:
         training: None when the head is loaded, not trained.
         supports: heads whose outputs it reads.
         patch_kji: voxels, or None; batch: patches per step.
-        weight: share of the loss when the task's heads are trained together.
+        weight: in the loss when the task's heads are trained together, see `TaskSpec.shares`.
     """
 
     name: str
@@ -64,6 +64,12 @@ class TaskSpec:
     def mirror(self) -> bool:
         """Whether patches are flipped left to right."""
         return self.flags["mirroring"] or not self.flags["no_mirroring"]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Each head's share of a joint loss; they add up to 1."""
+        total = sum(head.weight for head in self.heads)
+        return {head.name: head.weight / total for head in self.heads}
 
     def warmup_epochs(self, epochs: int) -> int:
         """Epochs of rising learning rate of a training of so many."""

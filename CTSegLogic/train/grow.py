@@ -26,9 +26,10 @@ from CTSegLogic.files.weights import find_card
 from CTSegLogic.systems import open_system
 from CTSegLogic.train.fit import fit
 from CTSegLogic.train.importers import read_datalist, read_nnunet
-from CTSegLogic.train.ranks import joined
+from CTSegLogic.train.ranks import Ranks, joined
 from CTSegLogic.values.card import FORMAT, Card, card_from
 from CTSegLogic.values.errors import TaskInvalid
+from CTSegLogic.values.presets import PRESETS, Preset
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.structures import foreign_labels, suggest
 from CTSegLogic.values.task import Case, Task
@@ -37,7 +38,16 @@ _OWN = {"card", "new", "name", "head", "dataset", "dataset_dir", "mapping", "fol
 _TASK = {f.name for f in fields(Task)} - {"head", "cases", "structures"}
 
 
-def grow(path: Path, folder: Path, run: Run, *, data: Path | None = None, resume: bool = False) -> Card:
+def grow(
+    path: Path,
+    folder: Path,
+    run: Run,
+    *,
+    data: Path | None = None,
+    resume: bool = False,
+    prepared: Path | None = None,
+    preset: str | None = None,
+) -> Card:
     """Trains the head of a task file and returns the grown card, written into `folder`.
 
     Args:
@@ -46,18 +56,17 @@ def grow(path: Path, folder: Path, run: Run, *, data: Path | None = None, resume
         run: device, precision, progress.
         data: where a relative `dataset` starts from; beside the task file when None.
         resume: go on with the training in `folder`.
+        prepared: a folder of prepared cases that trainings share; one inside `folder` when None.
+        preset: name of a preset whose numbers stand in for those that the file leaves out.
 
     Raises:
         TaskInvalid: the file or its data contradict themselves; the message names the key.
     """
-    table = read_task(path)
-    card = _card_of(table, path.parent)
+    table = read_task(path, preset)
+    card = card_of(table, path.parent)
     task = task_of(table, card, data or path.parent)
     ranks, run = joined(run)
-    system = open_system(card, run)
-    keep = str(system.device) == "cpu" and tuned_from(Shelf().table(TABLE)).keep_memory
-    with applied(Tuned(keep_memory=keep)):
-        grown = fit(system.learner(task, run), task, run, folder, resume=resume, ranks=ranks)
+    grown = taught(card, task, run, folder, resume=resume, ranks=ranks, prepared=prepared)
     if "name" in table and ranks.rank == 0:
         grown = replace(grown, name=table["name"])
         with replaced(folder / "card.json") as part:
@@ -65,8 +74,37 @@ def grow(path: Path, folder: Path, run: Run, *, data: Path | None = None, resume
     return grown
 
 
-def read_task(path: Path) -> dict[str, Any]:
-    """The task file as a table, its keys checked."""
+def taught(
+    card: Card,
+    task: Task,
+    run: Run,
+    folder: Path,
+    *,
+    resume: bool = False,
+    ranks: Ranks | None = None,
+    prepared: Path | None = None,
+) -> Card:
+    """The card grown by one task's head, written into `folder`; see `fit`."""
+    system = open_system(card, run)
+    keep = str(system.device) == "cpu" and tuned_from(Shelf().table(TABLE)).keep_memory
+    with applied(Tuned(keep_memory=keep)):
+        learner = system.learner(task, run)
+        return fit(learner, task, run, folder, resume=resume, ranks=ranks, prepared=prepared)
+
+
+def preset_of(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        TaskInvalid: there is none.
+    """
+    if name not in PRESETS:
+        raise TaskInvalid(seen=f"There is no preset {name!r}.", hint=f"Choose one of {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def read_task(path: Path, preset: str | None = None) -> dict[str, Any]:
+    """The task file as a table, its keys checked; a preset's numbers stand in for those it leaves out."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -75,6 +113,7 @@ def read_task(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(table, dict):
         raise TaskInvalid(seen=f"{path} is not one JSON object.", hint="See the examples in Resources/Tasks.")
+    table = {**(preset_of(preset).task if preset else {}), **table}
     for key in table:
         if key not in _OWN | _TASK:
             raise TaskInvalid(seen=f"The task has an unknown key {key!r}.", hint=suggest(key, _OWN | _TASK))
@@ -146,7 +185,8 @@ def _names_of(mapping: Any, card: Card) -> Mapping[str, str] | None:
     return {value: known[index] for value, index in numbers.items()}
 
 
-def _card_of(table: Mapping[str, Any], folder: Path) -> Card:
+def card_of(table: Mapping[str, Any], folder: Path) -> Card:
+    """The model that a task file in `folder` grows, or one with a stand-in for its first head."""
     if "new" in table:
         # A card must find something: the head to be trained stands in until it is written with its file.
         stand_in = {"name": table["head"], "structures": ["body"], "file": ""}

@@ -126,7 +126,7 @@ def test_the_documented_general_encoder_example_parses():
     assert task.encoder.convs == 3
     assert task.encoder.ema
     assert task.encoder.stride == STRIDE
-    assert [h.weight for h in task.heads] == [0.25, 0.75]
+    assert task.shares == {"totalseg": 0.25, "hn": 0.75}
     assert head(file, "hn").labels == tuple(range(142, 184))
     assert head(file, "totalseg").decoder.convs == 3
     assert head(file, "totalseg").training == Training(foreground=(0.8, 0.3), lr=1e-3, epochs=5000)
@@ -425,7 +425,7 @@ def test_warmup_is_epochs_off_or_a_fraction():
 
 
 def test_weights_are_shares_and_go_by_labels_when_none_are_given():
-    assert [h.weight for h in one({"A": 1, "B": "2-4"}).tasks[1].heads] == [0.25, 0.75]
+    assert one({"A": 1, "B": "2-4"}).tasks[1].shares == {"A": 0.25, "B": 0.75}
     assert "'B'" in refusal({"A": 1, "B": 2}, weights_for_decoders={"A": 1}).seen
 
 
