@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from CTSegLogic.app import commands, segmenting, teaching
 from CTSegLogic.app.asked import overrides_of
 from CTSegLogic.app.batch import add_batch, batch
+from CTSegLogic.app.lessons import add_lessons
 from CTSegLogic.values.errors import Cancelled, CTSegError
 from CTSegLogic.values.run import Run
 
@@ -266,12 +267,14 @@ def _evaluate(sub: Any) -> None:
 
 def _train(sub: Any) -> None:
     p = sub.add_parser("train", help="teach a model a new head; what it knew stays as it is")
-    p.add_argument("task", metavar="TASK.json", type=Path)
+    p.add_argument("task", metavar="TASK.json", type=Path, help="a task, or a file in CL-Net's grammar")
+    p.add_argument("-o", "--output", type=Path, metavar="DIR", help="checkpoints, record and the new card")
+    add_lessons(p)
     p.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="DIR", help="checkpoints, record and the new card"
-    )
-    p.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder that the task's data set paths start from"
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder of the data sets (default: nnUNet_raw and the like, or beside the task)",
     )
     p.add_argument("--resume", action="store_true", help="go on after the last whole epoch")
     p.add_argument("--publish", action="store_true", help="make the result a model known by name")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from CTSegLogic.app.lessons import arguments, check, grower
 from CTSegLogic.app.outputs import refuse_trouble, say
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.weights import find_card, publish
@@ -50,9 +51,12 @@ def evaluate(options: argparse.Namespace, run: Run) -> None:
 
 def train(options: argparse.Namespace, run: Run) -> None:
     """Trains the head of a task file; several devices by starting this command anew under torchrun."""
-    from CTSegLogic.train.grow import grow
     from CTSegLogic.train.ranks import launched, started
 
+    if options.check:
+        check(options)
+        return
+    grow = grower(options)
     if options.devices > 1 and not started():
         launched(_arguments(options), options.devices)
         card = find_card(str(options.output))
@@ -109,6 +113,7 @@ def _arguments(options: argparse.Namespace) -> list[str]:
     paths = ["train", str(options.task), "-o", str(options.output)]
     paths += ["--data", str(options.data)] if options.data else []
     paths += ["--resume"] if options.resume else []
+    paths += arguments(options)
     return [*paths, "--device", options.device, "--precision", options.precision]
 
 

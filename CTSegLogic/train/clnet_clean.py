@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,12 @@ def _task(task: TaskSpec) -> dict[str, Any]:
         "supporting": supports or None,
         "decoders_to_train": [head.name for head in trained],
         "weights_for_decoders": {head.name: head.weight for head in task.heads},
-        "decoder_architecture_setup": {head.name: _decoder(head.decoder) for head in task.heads},
+        "decoder_architecture_setup": {h.name: _decoder(h.decoder) for h in task.heads if h.decoder},
         "model_training_setup": {
             "decoders": {h.name: _training(h.training) for h in trained if h.training and not h.supports},
             "supporting": {h.name: _training(h.training) for h in trained if h.training and h.supports},
             "patch_size": {head.name: list(head.patch_kji) for head in task.heads if head.patch_kji},
-            "batch_size": {head.name: head.batch for head in task.heads},
+            "batch_size": {head.name: head.batch for head in task.heads if head.batch},
         },
     }
 
@@ -89,15 +90,21 @@ def _training(how: Training) -> dict[str, Any]:
     }
 
 
-def outline(file: ClNetFile) -> str:
-    """For people: the heads in training order, what each is and does, and the remarks."""
+def outline(file: ClNetFile, names: Mapping[str, Mapping[int, str]] | None = None) -> str:
+    """For people: the heads in training order, what each is and does, and the remarks.
+
+    Args:
+        file: what was read.
+        names: by task block, what each label value means, where the data set is at hand.
+    """
     lines = [f"{file.name}: {len(file.chosen())} heads, general encoder {file.encoder!r}"]
     number = 0
     for task in file.tasks:
         lines.append(f"{task.key}: {_what(task)}")
+        known = (names or {}).get(task.key, {})
         for head in task.heads:
             number += 1
-            lines.append(f"{number:3d}. {head.name}: {_labels(head)}; {_how(head)}")
+            lines.append(f"{number:3d}. {head.name}: {_labels(head, known)}; {_how(head)}")
     return "\n".join([*lines, *(f"Note: {note}" for note in file.notes)]) + "\n"
 
 
@@ -107,8 +114,8 @@ def _what(task: TaskSpec) -> str:
     return f"data set {task.dataset}, {fold}, {task.kind}{loaded}"
 
 
-def _labels(head: HeadSpec) -> str:
-    numbers = [str(label) for label in head.labels]
+def _labels(head: HeadSpec, known: Mapping[int, str]) -> str:
+    numbers = [f"{label} {known.get(label, 'UNKNOWN')}" if known else str(label) for label in head.labels]
     shown = numbers if len(numbers) <= 8 else [*numbers[:3], "...", numbers[-1]]
     return f"{'label' if len(numbers) == 1 else 'labels'} {', '.join(shown)}"
 

@@ -7,7 +7,7 @@
 
 Training and inference files share it. Nothing here reads a data set or needs torch; `clnet_chain` turns the
 result into trainings. Source: the published repository's documents as described; written anew, and mended:
-one more top-level key, `ctseg`, holds what that grammar cannot say (`OWN`).
+one more top-level key, `ctseg`, holds what that grammar cannot say (`own_keys`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 
 from CTSegLogic.train.clnet_setups import (
     ALL,
-    DecoderSetup,
-    EncoderSetup,
+    PATCH_STEP,
     Size,
     Training,
     decoder_setup,
     encoder_setup,
     labels_of,
+    own_keys,
     patch_of,
     per_head,
     training_setup,
@@ -37,18 +37,6 @@ from CTSegLogic.values.errors import TaskInvalid
 
 NETWORKS = ("3d_fullres", "2d")
 OPTIMIZERS = ("adam", "adamw", "sgd")
-OWN = (
-    "card",
-    "new",
-    "name",
-    "mappings",
-    "steps",
-    "validate_every",
-    "seed",
-    "cache_gib",
-    "accumulate",
-    "folds",
-)
 _TOP = ("clnet_general_encoder", "clnet_network", "clnet_trainer", "clnet_enable_ddp", "ctseg")
 _FLAGS = {
     "continue_training": False,
@@ -118,14 +106,17 @@ def parse_clnet(table: Mapping[str, Any], source: Source, *, inference: bool = F
     network = top.choice(given, "clnet_network", NETWORKS, NETWORKS[0])
     if network != NETWORKS[0]:
         raise top.at("clnet_network").fault(seen="asks for the 2d network", hint="Write 3d_fullres.")
+    trainer = top.text(given, "clnet_trainer")
+    if trainer:
+        top.at("clnet_trainer").note("names a class of the published program: it has no counterpart here")
     return ClNetFile(
         name=source.name,
         encoder=encoder,
         tasks=tuple(tasks),
         network=network,
-        trainer=top.text(given, "clnet_trainer"),
+        trainer=trainer,
         ddp=top.flag(given, "clnet_enable_ddp", False),
-        own=top.at("ctseg").members(given.get("ctseg", {}), OWN),
+        own=own_keys(given.get("ctseg", {}), top.at("ctseg")),
         notes=tuple(source.notes),
     )
 
@@ -179,7 +170,8 @@ def _task(key: str, block: Any, place: Place, is_encoder: bool) -> TaskSpec:
     return TaskSpec(
         key=key,
         dataset=_dataset(table["task"], place.at("task")),
-        heads=_heads(labels, table, place, (setup or EncoderSetup()).stride),
+        # The network is known only where the file describes it: the rest is rounded when a model is at hand.
+        heads=_heads(labels, table, place, setup.stride if setup and setup.strides else PATCH_STEP),
         kind=kind,
         order=0 if is_encoder else _order(table, place),
         fold=_fold(table.get("fold", 0), place.at("fold")),
@@ -236,9 +228,9 @@ def _heads(
             name=name,
             labels=labels[name],
             training=trained[name] if name in trained else Training() if name in wished else None,
-            decoder=built.get(name, DecoderSetup()),
+            decoder=built.get(name),
             patch_kji=patches.get(name),
-            batch=batches.get(name, 2),
+            batch=batches.get(name),
             weight=weights[name],
         )
         for name in names

@@ -18,6 +18,7 @@ Size = tuple[int, int, int]
 ValueT = TypeVar("ValueT")
 ALL = "all"
 STRIDE: Size = (16, 32, 32)  # input voxels per bottleneck voxel of the published encoder
+PATCH_STEP: Size = (8, 16, 16)  # to which the published parser rounds patches
 _RANGE = re.compile(r"\s*(\d+)\s*(?:[-_]\s*(\d+)\s*)?")
 _DECODER_KERNELS, _ENCODER_KERNELS, _POOLS = 5, 6, 5
 
@@ -250,12 +251,12 @@ def _lr(value: Any, place: Place) -> float:
 
 
 def patch_of(value: Any, place: Place, stride: Size) -> Size:
-    """A patch size, each axis rounded down to a multiple of the network's stride, with a remark."""
+    """A patch size, each axis rounded down to a multiple of `stride`, with a remark."""
     size = size_of(value, place)
     k, j, i = (n - n % step for n, step in zip(size, stride, strict=True))
     if min(k, j, i) < 1:
         raise place.fault(
-            seen=f"is {list(size)}, less than the network's stride {list(stride)}",
+            seen=f"is {list(size)}, less than the stride {list(stride)}",
             hint="Give a larger patch.",
         )
     if (k, j, i) != size:
@@ -283,3 +284,32 @@ def per_head(
         rest = found.pop(ALL)
         found = {name: found.get(name, rest) for name in heads}
     return {name: found[name] for name in heads if name in found}
+
+
+def own_keys(value: Any, place: Place) -> dict[str, Any]:
+    """What a file says under `ctseg`, beyond the published grammar:
+
+    card: the model to grow; new: a card without heads and files, for a model of its own; name: of the result;
+    mappings: task block -> {"1": "liver"} or a shipped mapping's name; steps, validate_every, seed,
+    cache_gib, accumulate: see `Task`; folds: of a data set that has none.
+    """
+    counts = {"steps": 1, "validate_every": 1, "seed": 0, "accumulate": 1, "folds": 2}
+    table = place.members(value, (*counts, "card", "new", "name", "mappings", "cache_gib"))
+    for key, least in counts.items():
+        if key in table:
+            table[key] = place.at(key).whole(table[key], least, f"a whole number from {least}")
+    for key in ("card", "name"):
+        if key in table:
+            table[key] = place.text(table, key)
+    if "cache_gib" in table:
+        table["cache_gib"] = place.at("cache_gib").number(table["cache_gib"], 0, 1e6, "GiB")
+    if "new" in table:
+        place.at("new").object(table["new"])
+    for key, mapping in place.at("mappings").object(table.get("mappings", {})).items():
+        at = place.at("mappings").at(key)
+        if isinstance(mapping, str):
+            continue
+        for number, name in at.object(mapping).items():
+            if not number.isdigit() or not isinstance(name, str) or not name:
+                raise at.fault(seen=f"maps {number!r} to {name!r}", hint='Write {"1": "liver"}.')
+    return table

@@ -20,7 +20,7 @@ class HeadSpec:
         labels: values in the task's label maps; the n-th is channel n.
         training: None when the head is loaded, not trained.
         supports: heads whose outputs it reads.
-        patch_kji: voxels, or None; batch: patches per step.
+        decoder: its architecture; patch_kji: voxels; batch: patches per step. None where the file is silent.
         weight: in the loss when the task's heads are trained together, see `TaskSpec.shares`.
     """
 
@@ -28,9 +28,9 @@ class HeadSpec:
     labels: tuple[int, ...]
     training: Training | None = None
     supports: tuple[str, ...] = ()
-    decoder: DecoderSetup = field(default_factory=DecoderSetup)
+    decoder: DecoderSetup | None = None
     patch_kji: Size | None = None
-    batch: int = 2
+    batch: int | None = None
     weight: float = 1.0
 
 
@@ -83,7 +83,7 @@ class ClNetFile:
     Attributes:
         encoder: the general encoder's block; tasks: in training order, that block first.
         network, trainer, ddp: as published; only the 3d network exists here.
-        own: what the key `ctseg` says, see `clnet_json.OWN`.
+        own: what the key `ctseg` says, see `clnet_setups.own_keys`.
         notes: remarks for people, one sentence each.
     """
 

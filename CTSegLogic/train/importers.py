@@ -148,6 +148,12 @@ def label_names(table: Mapping[str, Any], folder: Path) -> dict[int, str]:
     return named
 
 
+def modality_of(table: Mapping[str, Any]) -> str:
+    """ "CT" when every channel of a dataset.json is a CT, else "MR"."""
+    channels = table.get("channel_names") or table.get("modality") or {"0": "CT"}
+    return "CT" if all(str(name).upper() == "CT" for name in channels.values()) else "MR"
+
+
 def read_dataset(folder: Path) -> dict[str, Any]:
     """The dataset.json of a folder in nnU-Net's layout."""
     path = folder / "dataset.json"

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from CTSegLogic.train.clnet_json import is_clnet, parse_clnet, read_clnet
-from CTSegLogic.train.clnet_setups import STRIDE, Training
+from CTSegLogic.train.clnet_setups import STRIDE, DecoderSetup, Training
 from CTSegLogic.train.places import Source
 from CTSegLogic.values.errors import TaskInvalid
 
@@ -273,10 +273,12 @@ def test_architecture_lists_of_seven_and_eight_elements_count_in_full():
         decoder_architecture_setup={"A": [16, 2, *kernels], "B": [4, 3, *kernels, False], "C": table},
     )
     wanted = tuple(map(tuple, kernels))
-    assert [head(file, n).decoder.kernels for n in "ABCD"] == [wanted, wanted, wanted, None]
-    assert [head(file, n).decoder.base for n in "ABCD"] == [16, 4, 8, 32]
-    assert [head(file, n).decoder.convs for n in "ABCD"] == [2, 3, 3, 2]
-    assert [head(file, n).decoder.ema for n in "ABCD"] == [True, False, False, True]
+    assert [head(file, n).decoder.kernels for n in "ABC"] == [wanted] * 3
+    assert [head(file, n).decoder.base for n in "ABC"] == [16, 4, 8]
+    assert [head(file, n).decoder.convs for n in "ABC"] == [2, 3, 3]
+    assert [head(file, n).decoder.ema for n in "ABC"] == [True, False, False]
+    assert head(file, "D").decoder is None
+    assert DecoderSetup() == DecoderSetup(base=32, convs=2, kernels=None, ema=True)
 
 
 def test_the_misspelt_base_of_a_published_sample_is_taken_with_a_remark():
@@ -317,7 +319,7 @@ def test_patches_are_rounded_down_to_the_networks_stride_with_a_remark():
     file = one({"A": 1}, model_training_setup={"patch_size": {"all": [50, 70, 70]}})
     assert head(file, "A").patch_kji == (48, 64, 64)
     assert any("[50, 70, 70]" in note and "[48, 64, 64]" in note for note in file.notes)
-    assert "stride" in refusal({"A": 1}, model_training_setup={"patch_size": {"A": [8, 64, 64]}}).seen
+    assert "stride" in refusal({"A": 1}, model_training_setup={"patch_size": {"A": [7, 64, 64]}}).seen
     pools = {"pool_kernel": [[1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2], [1, 2, 2]]}
     setup = {"patch_size": {"A": [50, 70, 70]}}
     own = one({"A": 1}, encoder_architecture_setup=pools, model_training_setup=setup)
@@ -415,7 +417,7 @@ def test_published_defaults():
         foreground=(0.35, 0.30), lr=3e-4, epochs=1000, load_pretrain=True, prune=True, ema=True
     )
     assert task.heads[0].training is None, "neither a setup nor decoders_to_train: loaded, not trained"
-    assert task.heads[0].batch == 2
+    assert task.heads[0].batch is None
 
 
 def test_warmup_is_epochs_off_or_a_fraction():
