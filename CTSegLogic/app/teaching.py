@@ -13,7 +13,7 @@ from CTSegLogic.app.lessons import arguments, check, grower
 from CTSegLogic.app.outputs import refuse_trouble, say
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.weights import find_card, publish
-from CTSegLogic.values.errors import PromptUnknown
+from CTSegLogic.values.errors import PromptUnknown, TaskInvalid
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.structures import foreign_labels
 
@@ -94,18 +94,23 @@ def _judged(options: argparse.Namespace, run: Run, mapping: Mapping[str, str] | 
 
 
 def prepare(options: argparse.Namespace, run: Run) -> None:
-    """Writes a data list with folds."""
-    del run
+    """Writes a data list with folds, or a plan and the cases on the working grid, or both."""
+    from CTSegLogic.app.preparing import found_dataset, prepare_cases
     from CTSegLogic.train.datalist import datalist_of
 
-    refuse_trouble([options.output], options.overwrite)
-    table = datalist_of(options.dataset, options.folds, options.seed)
-    with replaced(options.output) as part:
-        part.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(
-        f"{len(table['training'])} cases in {options.folds} folds, {len(table['testing'])} for testing: "
-        f"{options.output}\n"
-    )
+    if options.output is None and options.cache is None:
+        raise TaskInvalid(seen="Nothing is to be written.", hint="Give -o LIST.json, --cache DIR, or both.")
+    if options.output is not None:
+        refuse_trouble([options.output], options.overwrite)
+        table = datalist_of(found_dataset(options.dataset), options.folds, options.seed)
+        with replaced(options.output) as part:
+            part.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        sys.stdout.write(
+            f"{len(table['training'])} cases in {options.folds} folds, {len(table['testing'])} for testing: "
+            f"{options.output}\n"
+        )
+    if options.cache is not None:
+        prepare_cases(options, run, _mapping(options.mapping))
 
 
 def _arguments(options: argparse.Namespace) -> list[str]:

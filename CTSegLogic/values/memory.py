@@ -47,7 +47,7 @@ class Shape:
 
     def width(self, level: int) -> int:
         """Channels of the decoder on a level."""
-        return min(self.base * 2**level, self.cap)
+        return min(self.base << level, self.cap)
 
     @property
     def encoder_parameters(self) -> int:
