@@ -126,6 +126,9 @@ def _asked(p: argparse.ArgumentParser, *, one_scan: bool = True) -> None:
     what = p.add_mutually_exclusive_group()
     what.add_argument("--structures", metavar="A,B", help="keys, see `ctseg list structures`")
     what.add_argument("--labels", metavar="3,5", help="the publisher's numbers of the named --model")
+    what.add_argument(
+        "--heads-from", type=Path, metavar="FILE.json", help="heads of --model named in a CL-Net file"
+    )
     what.add_argument("--text", metavar="PHRASE", help='such as "both parotids and the spinal cord"')
     what.add_argument(
         "--everything", metavar="SET", nargs="?", const="", help="all organs, or those of a set"

@@ -11,7 +11,7 @@ from test_clnet_grammar import the_documented_heads_example, the_readme_example
 from tiny import NETWORK
 
 from CTSegLogic.app.cli import main
-from CTSegLogic.train.clnet_chain import Wish, grow_all
+from CTSegLogic.train.clnet_chain import Wish, grow_all, planned
 from CTSegLogic.train.clnet_clean import cleaned, outline, write_cleaned
 from CTSegLogic.train.clnet_json import parse_clnet, read_clnet
 from CTSegLogic.train.clnet_steps import Base, steps_of
@@ -20,6 +20,7 @@ from CTSegLogic.train.places import Source
 from CTSegLogic.values.card import read_card
 from CTSegLogic.values.errors import TaskInvalid, Unteachable
 from CTSegLogic.values.presets import PRESETS
+from CTSegLogic.values.resources import resource
 from CTSegLogic.values.run import Run
 
 
@@ -259,3 +260,22 @@ def test_a_chain_may_start_with_its_general_encoder(a_data_set, tmp_path):
     with pytest.raises(TaskInvalid, match="no model was given"):
         grow_all(path, tmp_path / "none", Run(device="cpu"), wish, said.append)
     assert not (tmp_path / "none").exists()
+
+
+def test_the_shipped_sequence_is_one_file_of_four_trainings():
+    """601 -> 602 -> 605 -> 603: the encoder and its head first, three heads on the frozen encoder after."""
+    file = read_clnet(resource("Tasks", "clnet-sequence.json"))
+    assert file.chosen() == ("hn_organs_a", "hn_organs_b", "hn_target_gtv", "sarcoma_gtv")
+    assert [str(task.dataset)[:7] for task in file.tasks] == ["Task601", "Task602", "Task605", "Task603"]
+    assert len({head.training for _, head in file.heads}) == 1, "equal steps for every head"
+    assert file.notes == ()
+
+
+def test_the_shipped_sequence_fits_the_real_data_sets(data_dir):
+    path = resource("Tasks", "clnet-sequence.json")
+    card, steps = planned(read_clnet(path), path, Wish(data=data_dir))
+    assert not card.encoder
+    assert [step.task.train_encoder for step in steps] == [True, False, False, False]
+    assert [len(step.task.cases) for step in steps] == [27, 20, 10, 24]
+    assert steps[2].task.structures == ("ptv70",)
+    assert all(step.notes == () for step in steps)
