@@ -31,6 +31,7 @@ def add_lessons(p: argparse.ArgumentParser) -> None:
         choices=tuple(PRESETS),
         help="patch, batch and cache for what the file leaves out, by memory",
     )
+    p.add_argument("--folds", metavar="0,1,2", help="train a head once per fold; all answer together")
     p.add_argument(
         "--cache", type=Path, metavar="DIR", help="prepared cases, shared by trainings (see ctseg prepare)"
     )
@@ -73,18 +74,20 @@ def grower(options: argparse.Namespace) -> Callable[..., Card]:
             hint="Name the model in the task file: `card`.",
         )
 
+    common = {"prepared": options.cache, "preset": options.preset, "folds": options.folds}
+
     def taught(path: Path, folder: Path, run: Run, **given: Any) -> Card:
         if not chained:
-            return grow(path, folder, run, prepared=options.cache, preset=options.preset, **given)
-        wish = Wish(encoder=options.encoder, prepared=options.cache, preset=options.preset, **given)
-        return grow_all(path, folder, run, wish, _tell)
+            return grow(path, folder, run, **common, **given)
+        return grow_all(path, folder, run, Wish(encoder=options.encoder, **common, **given), _tell)
 
     return taught
 
 
 def arguments(options: argparse.Namespace) -> list[str]:
     """The same options for each of several processes."""
-    said = [("--encoder", options.encoder), ("--preset", options.preset), ("--cache", options.cache)]
+    said = [("--encoder", options.encoder), ("--preset", options.preset)]
+    said += [("--cache", options.cache), ("--folds", options.folds)]
     return [word for name, value in said if value is not None for word in (name, str(value))]
 
 

@@ -44,6 +44,7 @@ class Wish:
         prepared: folder of prepared cases that trainings share.
         preset: name of a preset for what the file leaves out.
         resume: go on with what is in the output folder.
+        folds: "0,1,2" or "all": heads on the frozen encoder are trained once per fold.
     """
 
     data: Path | None = None
@@ -51,6 +52,7 @@ class Wish:
     prepared: Path | None = None
     preset: str | None = None
     resume: bool = False
+    folds: str | None = None
 
 
 def grow_all(path: Path, folder: Path, run: Run, wish: Wish, say: Say) -> Card:
@@ -82,7 +84,10 @@ def grow_all(path: Path, folder: Path, run: Run, wish: Wish, say: Say) -> Card:
         card = replace(card, structures=(*card.structures, *rows))
         go_on = wish.resume or (step.go_on and (own / "latest.pt").is_file())
         how = replace(run, precision="fp32") if step.precision == "fp32" else run
-        card = taught(card, step.task, how, own, resume=go_on, ranks=ranks, prepared=wish.prepared)
+        folds = None if step.task.train_encoder else wish.folds
+        card = taught(
+            card, step.task, how, own, resume=go_on, ranks=ranks, prepared=wish.prepared, folds=folds
+        )
     if ranks.rank == 0:
         card = replace(card, name=str(file.own.get("name", card.name)))
         card = replace(card, files=carried(card, card.files, folder), folder=folder)

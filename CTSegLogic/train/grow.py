@@ -24,6 +24,7 @@ from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.shelf import Shelf
 from CTSegLogic.files.weights import find_card
 from CTSegLogic.systems import open_system
+from CTSegLogic.train.ensemble import folds_of, over_folds
 from CTSegLogic.train.fit import fit
 from CTSegLogic.train.importers import read_datalist, read_nnunet
 from CTSegLogic.train.ranks import Ranks, joined
@@ -47,6 +48,7 @@ def grow(
     resume: bool = False,
     prepared: Path | None = None,
     preset: str | None = None,
+    folds: str | None = None,
 ) -> Card:
     """Trains the head of a task file and returns the grown card, written into `folder`.
 
@@ -58,6 +60,7 @@ def grow(
         resume: go on with the training in `folder`.
         prepared: a folder of prepared cases that trainings share; one inside `folder` when None.
         preset: name of a preset whose numbers stand in for those that the file leaves out.
+        folds: "0,1,2" or "all": train the head once per fold, to answer together; see `ensemble`.
 
     Raises:
         TaskInvalid: the file or its data contradict themselves; the message names the key.
@@ -66,7 +69,7 @@ def grow(
     card = card_of(table, path.parent)
     task = task_of(table, card, data or path.parent)
     ranks, run = joined(run)
-    grown = taught(card, task, run, folder, resume=resume, ranks=ranks, prepared=prepared)
+    grown = taught(card, task, run, folder, resume=resume, ranks=ranks, prepared=prepared, folds=folds)
     if "name" in table and ranks.rank == 0:
         grown = replace(grown, name=table["name"])
         with replaced(folder / "card.json") as part:
@@ -83,13 +86,32 @@ def taught(
     resume: bool = False,
     ranks: Ranks | None = None,
     prepared: Path | None = None,
+    folds: str | None = None,
 ) -> Card:
-    """The card grown by one task's head, written into `folder`; see `fit`."""
+    """The card grown by one task's head, written into `folder`; see `fit`, and `ensemble` for folds."""
+    if folds is not None:
+        ranks = ranks or Ranks()
+        _refuse_trained(folder, resume)
+
+        def teach(one: Task, own: Path) -> Card:
+            return taught(
+                card, one, run, own, resume=resume, ranks=ranks, prepared=prepared or folder / "prepared"
+            )
+
+        return over_folds(card, task, folds_of(folds, task), folder, teach, ranks)
     system = open_system(card, run)
     keep = str(system.device) == "cpu" and tuned_from(Shelf().table(TABLE)).keep_memory
     with applied(Tuned(keep_memory=keep)):
         learner = system.learner(task, run)
         return fit(learner, task, run, folder, resume=resume, ranks=ranks, prepared=prepared)
+
+
+def _refuse_trained(folder: Path, resume: bool) -> None:
+    if not resume and (any(folder.glob("fold-*/latest.pt")) or (folder / "latest.pt").exists()):
+        raise TaskInvalid(
+            seen=f"{folder} already holds a training.",
+            hint="Add --resume to go on with it, or choose a new folder.",
+        )
 
 
 def preset_of(name: str) -> Preset:
