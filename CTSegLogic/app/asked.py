@@ -32,6 +32,8 @@ def prompt_of(options: argparse.Namespace) -> Prompt:
         return read_points(options.points)
     if options.labels is not None:
         return Classes(_numbered(options.labels, options.model))
+    if getattr(options, "heads_from", None) is not None:
+        return Classes(_of_heads(options.heads_from, options.model))
     if options.everything is None and options.template is not None:
         return Everything(BRAIN_SET)
     return Everything(options.everything or None)
@@ -109,6 +111,20 @@ def kept_stages(options: argparse.Namespace) -> list[Path]:
     except OSError as error:
         raise refused(options.keep_stages, error) from error
     return stage_files(options.keep_stages)
+
+
+def _of_heads(path: Path, model: str | None) -> tuple[str, ...]:
+    """The structures of the heads that an inference file in CL-Net's grammar names, in its order."""
+    from CTSegLogic.train.clnet_json import read_clnet
+
+    if model is None:
+        raise PromptUnknown(
+            seen="Heads are those of a model, and none was named.",
+            hint="Add --model, such as --model starter.",
+        )
+    card = find_card(model)
+    heads = [card.head(name) for name in read_clnet(path, inference=True).chosen()]
+    return tuple(dict.fromkeys(key for head in heads for key in head.structures))
 
 
 def _numbered(text: str, model: str | None) -> tuple[str, ...]:

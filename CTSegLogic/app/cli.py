@@ -20,7 +20,9 @@ from typing import Any, TextIO
 from CTSegLogic.app import commands, explain, segmenting, teaching
 from CTSegLogic.app.asked import overrides_of
 from CTSegLogic.app.batch import add_batch, batch
+from CTSegLogic.app.lessons import add_lessons
 from CTSegLogic.values.errors import Cancelled, CTSegError
+from CTSegLogic.values.presets import PRESETS
 from CTSegLogic.values.run import Run
 
 _MAIN = "Segments CT (and MR) by name, by text or everything, and learns new structures. Research use only."
@@ -125,6 +127,9 @@ def _asked(p: argparse.ArgumentParser, *, one_scan: bool = True) -> None:
     what = p.add_mutually_exclusive_group()
     what.add_argument("--structures", metavar="A,B", help="keys, see `ctseg list structures`")
     what.add_argument("--labels", metavar="3,5", help="the publisher's numbers of the named --model")
+    what.add_argument(
+        "--heads-from", type=Path, metavar="FILE.json", help="heads of --model named in a CL-Net file"
+    )
     what.add_argument("--text", metavar="PHRASE", help='such as "both parotids and the spinal cord"')
     what.add_argument(
         "--everything", metavar="SET", nargs="?", const="", help="all organs, or those of a set"
@@ -272,12 +277,14 @@ def _evaluate(sub: Any) -> None:
 
 def _train(sub: Any) -> None:
     p = sub.add_parser("train", help="teach a model a new head; what it knew stays as it is")
-    p.add_argument("task", metavar="TASK.json", type=Path)
+    p.add_argument("task", metavar="TASK.json", type=Path, help="a task, or a file in CL-Net's grammar")
+    p.add_argument("-o", "--output", type=Path, metavar="DIR", help="checkpoints, record and the new card")
+    add_lessons(p)
     p.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="DIR", help="checkpoints, record and the new card"
-    )
-    p.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder that the task's data set paths start from"
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder of the data sets (default: nnUNet_raw and the like, or beside the task)",
     )
     p.add_argument("--resume", action="store_true", help="go on after the last whole epoch")
     p.add_argument("--publish", action="store_true", help="make the result a model known by name")
@@ -290,12 +297,19 @@ def _train(sub: Any) -> None:
 
 
 def _prepare(sub: Any) -> None:
-    p = sub.add_parser("prepare", help="write a data list with folds for a folder of labelled scans")
-    p.add_argument("dataset", metavar="DATASET_DIR", type=Path)
-    p.add_argument("-o", "--output", type=Path, required=True, metavar="LIST.json", help="the data list")
-    p.add_argument("--folds", type=int, default=5, metavar="N", help="fold 0 validates")
+    p = sub.add_parser("prepare", help="plan a data set, prepare its cases for training, deal them to folds")
+    p.add_argument("dataset", metavar="DATASET_DIR", type=Path, help="folder, or name or number of one")
+    p.add_argument("-o", "--output", type=Path, metavar="LIST.json", help="write a data list with folds")
+    p.add_argument("--folds", type=int, default=5, metavar="N", help="of the list: fold 0 validates")
     p.add_argument("--seed", type=int, default=0, help="of the shuffling")
-    p.add_argument("--overwrite", action="store_true", help="replace the file")
+    p.add_argument("--overwrite", action="store_true", help="replace the list")
+    p.add_argument("--cache", type=Path, metavar="DIR", help="write plan, fingerprint and prepared cases")
+    p.add_argument("--model", metavar="CARD", help="prepare for this model's grid instead of the planned one")
+    p.add_argument("--mapping", metavar="NAME_OR_JSON", help="label values to keys (default: dataset.json)")
+    p.add_argument(
+        "--preset", choices=[n for n in PRESETS if n != "model"], help="whose patch is planned for"
+    )
+    p.add_argument("--processes", type=int, default=1, metavar="N", help="cases are dealt to N processes")
     p.set_defaults(run=teaching.prepare)
 
 

@@ -46,6 +46,7 @@ def demo(options: argparse.Namespace, run: Run) -> None:
     """Segments the shipped sample, or a scan given, and writes result, picture and report into one folder."""
     options.images = options.images or [resource(*SAMPLE)]
     asked = (options.text, options.structures, options.labels, options.points, options.everything)
+    asked += (options.heads_from,)
     if options.model is None and all(part is None for part in asked):
         options.model = STARTER
     folder: Path = options.output

@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from CTSegLogic.app.lessons import arguments, check, grower
 from CTSegLogic.app.outputs import refuse_trouble, say
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.weights import find_card, publish
 from CTSegLogic.values.card import Card
-from CTSegLogic.values.errors import PromptUnknown
+from CTSegLogic.values.errors import PromptUnknown, TaskInvalid
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.structures import foreign_labels
 
@@ -74,14 +75,17 @@ def _continual(options: argparse.Namespace, run: Run) -> None:
 
 def train(options: argparse.Namespace, run: Run) -> None:
     """Trains the head of a task file; several devices by starting this command anew under torchrun."""
-    from CTSegLogic.train.grow import grow
     from CTSegLogic.train.ranks import launched, started
     from CTSegLogic.train.sequence import is_sequence, learn_sequence
 
+    if options.check:
+        check(options)
+        return
     if is_sequence(options.task):
         learned = learn_sequence(options.task, options.output, run, data=options.data, resume=options.resume)
         sys.stdout.write(f"{len(learned.heads)} tasks by {', '.join(learned.methods)} in {options.output}\n")
         return
+    grow = grower(options)
     with stoppable(run, options.output, clear=not started()) as listening:
         if options.devices > 1 and not started():
             launched(_arguments(options), options.devices)
@@ -147,18 +151,23 @@ def _judged(options: argparse.Namespace, run: Run, mapping: Mapping[str, str] | 
 
 
 def prepare(options: argparse.Namespace, run: Run) -> None:
-    """Writes a data list with folds."""
-    del run
+    """Writes a data list with folds, or a plan and the cases on the working grid, or both."""
+    from CTSegLogic.app.preparing import found_dataset, prepare_cases
     from CTSegLogic.train.datalist import datalist_of
 
-    refuse_trouble([options.output], options.overwrite)
-    table = datalist_of(options.dataset, options.folds, options.seed)
-    with replaced(options.output) as part:
-        part.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(
-        f"{len(table['training'])} cases in {options.folds} folds, {len(table['testing'])} for testing: "
-        f"{options.output}\n"
-    )
+    if options.output is None and options.cache is None:
+        raise TaskInvalid(seen="Nothing is to be written.", hint="Give -o LIST.json, --cache DIR, or both.")
+    if options.output is not None:
+        refuse_trouble([options.output], options.overwrite)
+        table = datalist_of(found_dataset(options.dataset), options.folds, options.seed)
+        with replaced(options.output) as part:
+            part.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        sys.stdout.write(
+            f"{len(table['training'])} cases in {options.folds} folds, {len(table['testing'])} for testing: "
+            f"{options.output}\n"
+        )
+    if options.cache is not None:
+        prepare_cases(options, run, _mapping(options.mapping))
 
 
 def _arguments(options: argparse.Namespace) -> list[str]:
@@ -166,6 +175,7 @@ def _arguments(options: argparse.Namespace) -> list[str]:
     paths = ["train", str(options.task), "-o", str(options.output)]
     paths += ["--data", str(options.data)] if options.data else []
     paths += ["--resume"] if options.resume else []
+    paths += arguments(options)
     return [*paths, "--device", options.device, "--precision", options.precision]
 
 

@@ -1,6 +1,6 @@
 """Cases -> prepared arrays on disk -> augmented patches.
 
-    Case --prepare_case--> image.npy (int16 HU or float32), labels.npy, spots.npz (voxels per class)
+    Case --prepare_case--> image.npy (int16 HU or float32), labels-*.npy, spots-*.npz (voxels per class)
          --PatchSource---> Sample(seed, epoch, index) -> Batch
 
 Every patch is a function of (seed, epoch, index) alone: workers may finish in any order and a resumed
@@ -83,25 +83,32 @@ class PatchBatch:
 def prepare_case(case: Case, structures: Sequence[str], prepare: Prepare, folder: Path) -> Prepared:
     """The case on the working grid of `prepare`, kept under `folder` and read back when nothing has changed.
 
+    Several trainings and heads may share a folder: a scan is kept once, labels for each list of structures.
+
     Raises:
         TaskInvalid: image and labels lie on different grids, or the number of channels is not the model's.
     """
-    home = folder / f"{case.name}-{_fingerprint(case, structures, prepare)}"
-    if not (home / "spots.npz").exists():
+    home = folder / f"{case.name}-{_fingerprint(case, prepare)}"
+    own = _digest([_stamp(case.labels), list(structures), sorted(case.mapping.items())])
+    kept = {name: home / f"{name}-{own}.{end}" for name, end in (("labels", "npy"), ("spots", "npz"))}
+    if not (kept["spots"].exists() and (home / "image.npy").exists()):
         image, labels = _resampled(case, structures, prepare)
         home.mkdir(parents=True, exist_ok=True)
-        for name, array in (("image.npy", image), ("labels.npy", labels)):
-            with replaced(home / name) as part, part.open("wb") as file:
+        arrays = {kept["labels"]: labels} | (
+            {} if (home / "image.npy").exists() else {home / "image.npy": image}
+        )
+        for path, array in arrays.items():
+            with replaced(path) as part, part.open("wb") as file:
                 np.save(file, array)
-        with replaced(home / "spots.npz") as part, part.open("wb") as file:
+        with replaced(kept["spots"]) as part, part.open("wb") as file:
             np.savez(file, **{str(n): spots for n, spots in _spots(labels, len(structures)).items()})
-    with np.load(home / "spots.npz") as table:
+    with np.load(kept["spots"]) as table:
         spots = {int(n): table[n] for n in table.files}
     drawn = set(case.mapping.values())
     return Prepared(
         name=case.name,
         image=np.load(home / "image.npy", mmap_mode="r"),
-        labels=np.load(home / "labels.npy", mmap_mode="r"),
+        labels=np.load(kept["labels"], mmap_mode="r"),
         spots=spots,
         annotated=tuple(key in drawn for key in structures),
     )
@@ -166,10 +173,16 @@ def _spots(labels: NDArray[np.unsignedinteger[Any]], count: int) -> dict[int, ND
     return spots
 
 
-def _fingerprint(case: Case, structures: Sequence[str], prepare: Prepare) -> str:
-    stamps = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in (*case.images, case.labels)]
-    said = [stamps, list(structures), sorted(case.mapping.items()), prepare.code, prepare.spacing_mm]
-    said += [prepare.order, prepare.antialias, prepare.foreground]
+def _fingerprint(case: Case, prepare: Prepare) -> str:
+    said: list[Any] = [[_stamp(p) for p in case.images], prepare.code, prepare.spacing_mm]
+    return _digest([*said, prepare.order, prepare.antialias, prepare.foreground])
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    return path.name, path.stat().st_size, path.stat().st_mtime_ns
+
+
+def _digest(said: list[Any]) -> str:
     return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()[:12]
 
 

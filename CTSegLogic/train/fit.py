@@ -19,6 +19,7 @@ from torch import Tensor
 from CTSegLogic.engine.device import autocast, pick_device, seed_everything
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.systems import Learner
+from CTSegLogic.train.curves import draw_curves
 from CTSegLogic.train.data import Prepared, prepare_case
 from CTSegLogic.train.ranks import Ranks
 from CTSegLogic.train.record import Clock, Mlflow, Record
@@ -40,13 +41,15 @@ def fit(
     *,
     resume: bool = False,
     ranks: Ranks | None = None,
+    prepared: Path | None = None,
 ) -> Card:
     """Trains the learner on the task and returns the card of what it became.
 
     Every process of `ranks` calls it with a share of each batch; the first one writes.
 
     Leaves in `folder`: `latest.pt` (everything needed to go on), `best.pt` (best validation Dice),
-    `record.csv`, `prepared/` (the cases on the working grid) and what `learner.keep` writes.
+    `record.csv`, `curves.png` (where matplotlib is installed), `prepared/` (the cases on the working grid,
+    unless `prepared` names a folder that trainings share) and what `learner.keep` writes.
 
     Raises:
         TaskInvalid: the folder holds another training.
@@ -59,8 +62,9 @@ def fit(
     state = _State(learner, task, pick_device(run), ranks)
     first = state.load(folder / "latest.pt") if resume else _fresh(folder)
     ranks.wait()
-    source = patch_source(task, learner.prepare, folder / "prepared", ranks)
-    judged = [prepare_case(c, task.structures, learner.prepare, folder / "prepared") for c in task.validation]
+    cache = prepared or folder / "prepared"
+    source = patch_source(task, learner.prepare, cache, ranks)
+    judged = [prepare_case(c, task.structures, learner.prepare, cache) for c in task.validation]
     record = Record(folder / "record.csv", first) if ranks.rank == 0 else None
     tracked = Mlflow(folder, task.head, _settings(task)) if ranks.rank == 0 else None
     clock = Clock(run, first * task.steps, task.epochs * task.steps)
@@ -77,6 +81,8 @@ def fit(
             row |= state.judge(judged, run)
             state.keep_best(row["dice"], folder / "best.pt")
         record.add(row | {"seconds": time.monotonic() - began})
+        if "dice" in row or epoch + 1 == task.epochs:
+            draw_curves(folder, task.head)
         if tracked is not None:
             tracked.add(row)
         state.save(folder / "latest.pt", epoch + 1)

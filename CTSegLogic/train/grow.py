@@ -25,12 +25,14 @@ from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.shelf import Shelf
 from CTSegLogic.files.weights import find_card
 from CTSegLogic.systems import open_system
+from CTSegLogic.train.ensemble import folds_of, over_folds
 from CTSegLogic.train.fit import fit
 from CTSegLogic.train.importers import read_datalist, read_nnunet
-from CTSegLogic.train.ranks import joined
+from CTSegLogic.train.ranks import Ranks, joined
 from CTSegLogic.train.replay import rehearsal
 from CTSegLogic.values.card import FORMAT, Card, card_from
 from CTSegLogic.values.errors import TaskInvalid
+from CTSegLogic.values.presets import PRESETS, Preset
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.structures import foreign_labels, suggest
 from CTSegLogic.values.task import Case, Task
@@ -41,7 +43,17 @@ _REPLAY = {"tasks", "cases", "share"}
 _REPLAYED = 5  # cases kept of each older task
 
 
-def grow(path: Path, folder: Path, run: Run, *, data: Path | None = None, resume: bool = False) -> Card:
+def grow(
+    path: Path,
+    folder: Path,
+    run: Run,
+    *,
+    data: Path | None = None,
+    resume: bool = False,
+    prepared: Path | None = None,
+    preset: str | None = None,
+    folds: str | None = None,
+) -> Card:
     """Trains the head of a task file and returns the grown card, written into `folder`.
 
     Args:
@@ -50,11 +62,17 @@ def grow(path: Path, folder: Path, run: Run, *, data: Path | None = None, resume
         run: device, precision, progress.
         data: where a relative `dataset` starts from; beside the task file when None.
         resume: go on with the training in `folder`.
+        prepared: a folder of prepared cases that trainings share; one inside `folder` when None.
+        preset: name of a preset whose numbers stand in for those that the file leaves out.
+        folds: "0,1,2" or "all": train the head once per fold, to answer together; see `ensemble`.
 
     Raises:
         TaskInvalid: the file or its data contradict themselves; the message names the key.
     """
-    return grow_table(read_task(path), path.parent, folder, run, data=data, resume=resume)
+    table = read_task(path, preset)
+    return grow_table(
+        table, path.parent, folder, run, data=data, resume=resume, prepared=prepared, folds=folds
+    )
 
 
 def grow_table(
@@ -65,15 +83,14 @@ def grow_table(
     *,
     data: Path | None = None,
     resume: bool = False,
+    prepared: Path | None = None,
+    folds: str | None = None,
 ) -> Card:
     """`grow` for a task file that has been read; `home` is where its relative paths start from."""
     card = card_of(table, home)
     task = task_of(table, card, data or home, home)
     ranks, run = joined(run)
-    system = open_system(card, run)
-    keep = str(system.device) == "cpu" and tuned_from(Shelf().table(TABLE)).keep_memory
-    with applied(Tuned(keep_memory=keep)):
-        grown = fit(system.learner(task, run), task, run, folder, resume=resume, ranks=ranks)
+    grown = taught(card, task, run, folder, resume=resume, ranks=ranks, prepared=prepared, folds=folds)
     if "name" in table and ranks.rank == 0:
         grown = replace(grown, name=table["name"])
         with replaced(folder / "card.json") as part:
@@ -81,9 +98,57 @@ def grow_table(
     return grown
 
 
-def read_task(path: Path) -> dict[str, Any]:
-    """The task file as a table, its keys checked."""
-    return checked(read_table(path))
+def taught(
+    card: Card,
+    task: Task,
+    run: Run,
+    folder: Path,
+    *,
+    resume: bool = False,
+    ranks: Ranks | None = None,
+    prepared: Path | None = None,
+    folds: str | None = None,
+) -> Card:
+    """The card grown by one task's head, written into `folder`; see `fit`, and `ensemble` for folds."""
+    if folds is not None:
+        ranks = ranks or Ranks()
+        _refuse_trained(folder, resume)
+
+        def teach(one: Task, own: Path) -> Card:
+            return taught(
+                card, one, run, own, resume=resume, ranks=ranks, prepared=prepared or folder / "prepared"
+            )
+
+        return over_folds(card, task, folds_of(folds, task), folder, teach, ranks)
+    system = open_system(card, run)
+    keep = str(system.device) == "cpu" and tuned_from(Shelf().table(TABLE)).keep_memory
+    with applied(Tuned(keep_memory=keep)):
+        learner = system.learner(task, run)
+        return fit(learner, task, run, folder, resume=resume, ranks=ranks, prepared=prepared)
+
+
+def _refuse_trained(folder: Path, resume: bool) -> None:
+    if not resume and (any(folder.glob("fold-*/latest.pt")) or (folder / "latest.pt").exists()):
+        raise TaskInvalid(
+            seen=f"{folder} already holds a training.",
+            hint="Add --resume to go on with it, or choose a new folder.",
+        )
+
+
+def preset_of(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        TaskInvalid: there is none.
+    """
+    if name not in PRESETS:
+        raise TaskInvalid(seen=f"There is no preset {name!r}.", hint=f"Choose one of {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def read_task(path: Path, preset: str | None = None) -> dict[str, Any]:
+    """The task file as a table, its keys checked; a preset's numbers stand in for those it leaves out."""
+    return checked({**(preset_of(preset).task if preset else {}), **read_table(path)})
 
 
 def read_table(path: Path) -> dict[str, Any]:

@@ -9,25 +9,37 @@ MONAI data list: {"training": [{"image": FILE or [FILES], "label": FILE, "fold":
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from CTSegLogic.files.images import stem
+from CTSegLogic.train.folders import folds_in, spread
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.structures import foreign_labels, vocabulary
 from CTSegLogic.values.task import Case
+
+# Where published tools look for raw data; the first two name a folder above it.
+_ROOTS = ("clNet_raw_data_base", "nnUNet_raw_data_base", "nnUNet_raw")
+
+
+def data_roots(given: Path | None = None) -> list[Path]:
+    """The folders that hold data sets: the given one, else those of the published environment variables."""
+    bases = [given] if given is not None else [Path(os.environ[k]) for k in _ROOTS if os.environ.get(k)]
+    return [folder for base in bases for folder in spread(base)]
 
 
 def read_nnunet(
     folder: Path, *, part: str = "Tr", folds: int = 5, mapping: Mapping[str, str] | None = None
 ) -> list[Case]:
-    """The cases of an nnU-Net folder, in name order, folds dealt in turn.
+    """The cases of an nnU-Net folder (v1 or v2), in name order, folds as the data set's own splits say.
 
     Args:
         folder: holds dataset.json.
         part: "Tr" (training) or "Ts" (test).
-        folds: case n belongs to fold n modulo folds.
+        folds: without splits_final.json, case n belongs to fold n modulo folds.
         mapping: label value (as text) -> key; without it names are looked up in the vocabulary.
 
     Raises:
@@ -36,18 +48,20 @@ def read_nnunet(
     table = read_dataset(folder)
     names = mapping_of(table, folder) if mapping is None else {int(v): key for v, key in mapping.items()}
     images, labels = folder / f"images{part}", folder / f"labels{part}"
+    end = str(table.get("file_ending", ".nii.gz"))
     cases = []
-    for n, label in enumerate(sorted(labels.glob("*.nii.gz"))):
-        stem = label.name.removesuffix(".nii.gz")
-        files = sorted(images.glob(f"{stem}_[0-9][0-9][0-9][0-9].nii.gz")) or [images / label.name]
+    for n, label in enumerate(sorted(labels.glob(f"*{end}"))):
+        stem = label.name.removesuffix(end)
+        files = sorted(images.glob(f"{stem}_[0-9][0-9][0-9][0-9]{end}")) or [images / label.name]
         if not files[0].is_file():
             raise TaskInvalid(
                 seen=f"Case {stem} has labels but no image in {images.name}.", hint="Complete the data set."
             )
         cases.append(Case(name=stem, images=tuple(files), labels=label, mapping=names, fold=n % folds))
     if not cases:
-        raise TaskInvalid(seen=f"{labels} holds no .nii.gz file.", hint="Give a folder in nnU-Net's layout.")
-    return cases
+        raise TaskInvalid(seen=f"{labels} holds no {end} file.", hint="Give a folder in nnU-Net's layout.")
+    own = folds_in(folder, [case.name for case in cases]) if part == "Tr" else None
+    return cases if own is None else [replace(case, fold=own[case.name]) for case in cases]
 
 
 def read_datalist(
@@ -95,12 +109,7 @@ def read_datalist(
 
 def mapping_of(table: Mapping[str, Any], folder: Path) -> dict[int, str]:
     """Label value -> key of a dataset.json, names resolved through the vocabulary's data-set names."""
-    labels = table["labels"]
-    pairs = (
-        [(int(k), str(v)) for k, v in labels.items()]
-        if str(next(iter(labels))).isdigit()
-        else [(int(v), str(k)) for k, v in labels.items()]
-    )
+    pairs = label_names(table, folder).items()
     known, words = foreign_labels("dataset_names"), vocabulary()
     out = {}
     for value, name in pairs:
@@ -115,6 +124,35 @@ def mapping_of(table: Mapping[str, Any], folder: Path) -> dict[int, str]:
             )
         out[value] = key
     return out
+
+
+def label_names(table: Mapping[str, Any], folder: Path) -> dict[int, str]:
+    """Label value -> name of a dataset.json in either of nnU-Net's layouts, background included.
+
+    Raises:
+        TaskInvalid: a label is a region of several values, or no number.
+    """
+    named: dict[int, str] = {}
+    for left, right in table["labels"].items():
+        value, name = (left, right) if str(left).isdigit() else (right, left)
+        if isinstance(value, list):
+            raise TaskInvalid(
+                seen=f"{folder.name} defines {name!r} as a region of the labels {value}.",
+                hint="Regions overlap and are not learned here: give a `mapping` of single values.",
+            )
+        if not str(value).isdigit():
+            raise TaskInvalid(
+                seen=f"{folder.name} gives {name!r} the label {value!r}, which is no number.",
+                hint='Write {"liver": 1} or {"1": "liver"} in dataset.json.',
+            )
+        named[int(value)] = str(name)
+    return named
+
+
+def modality_of(table: Mapping[str, Any]) -> str:
+    """ "CT" when every channel of a dataset.json is a CT, else "MR"."""
+    channels = table.get("channel_names") or table.get("modality") or {"0": "CT"}
+    return "CT" if all(str(name).upper() == "CT" for name in channels.values()) else "MR"
 
 
 def read_dataset(folder: Path) -> dict[str, Any]:

@@ -48,10 +48,10 @@ def a_task(folder, **changes) -> Task:
 
 
 def a_new_card(tmp_path, name="fresh"):
-    from CTSegLogic.train.grow import _card_of
+    from CTSegLogic.train.grow import card_of
 
     table = {"head": "balls", "new": json.loads(a_blank(name))}
-    return _card_of(table, tmp_path)
+    return card_of(table, tmp_path)
 
 
 def a_blank(name="fresh") -> str:

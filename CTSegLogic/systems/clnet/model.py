@@ -13,7 +13,7 @@ from CTSegLogic.engine.device import MemoryPlan, overridden, pick_device, plan_m
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.window import Tiling
 from CTSegLogic.files.weights import ensure, file_sha256
-from CTSegLogic.nets.clnet import ContinualNet, Decoder, DecoderPlan, Plan, classes, plan_from
+from CTSegLogic.nets.clnet import MEMBER, ContinualNet, Decoder, DecoderPlan, Plan, classes, plan_from
 from CTSegLogic.systems.clnet.lora import lora_from
 from CTSegLogic.systems.tensors import load_strictly, read_tensors
 from CTSegLogic.values.card import Card, Head
@@ -47,6 +47,8 @@ class Model:
             tensors = read_tensors(path)
             decoder = self.net.add(head.name, decoder_plan(self.card, len(head.structures) + 1))
             lora = lora_from(self.net.encoder, tensors)
+            folds = {key.split(".")[1] for key in tensors if key.startswith(MEMBER)}
+            decoder = self.net.joined(head.name, len(folds))
             load_strictly(decoder, tensors, f"{self.card.name}'s head {head.name}")
             if lora is not None:
                 self.adapted[head.name] = lora.to(self.device).merged(self.net.encoder)
