@@ -50,7 +50,7 @@ class Task:
         steps: optimiser steps per epoch.
         lr: peak learning rate, 1/step (CL-Net heads: 3e-4).
         weight_decay: decoupled, 1/step (CL-Net: 3e-5).
-        warmup: epochs of rising learning rate (CL-Net: 5).
+        warmup: epochs of rising learning rate, or their share of all when below 1 (CL-Net: 5 epochs).
         batch: patches per step (CL-Net: 2).
         patch_kji: voxels.
         foreground: share of patches centred on the head's own labels (CL-Net: 0.35 falling to 0.30).
@@ -62,6 +62,9 @@ class Task:
         cache_gib: most memory the prepared cases may take; what does not fit is read from disk.
         accumulate: parts of a batch that go through the network one after the other (less memory).
         teach: the system's own settings, see its learner.
+        prune: True, or numbers of `train.prune.Prune`, to prune the head after its epochs.
+        ema_from: epoch in which the averaged weights begin (CL-Net: 1); None for the first step, which they
+            follow closely then, or for the end of pruning.
     """
 
     head: str
@@ -73,7 +76,7 @@ class Task:
     steps: int = 50
     lr: float = 1e-3
     weight_decay: float = 3e-5
-    warmup: int = 5
+    warmup: float = 5
     batch: int = 2
     foreground: float = 0.5
     ema: float = 0.995
@@ -84,6 +87,8 @@ class Task:
     cache_gib: float = 2.0
     accumulate: int = 1
     teach: Mapping[str, Any] = field(default_factory=dict)
+    prune: Mapping[str, Any] | bool | None = None
+    ema_from: int | None = None
 
     def __post_init__(self) -> None:
         names = [case.name for case in self.cases]
@@ -97,6 +102,7 @@ class Task:
             (self.batch % max(self.accumulate, 1) != 0, "accumulate must divide batch"),
             (not 0 < self.lr < 2, "lr must lie between 0 and 2"),
             (not 0 <= self.ema < 1, "ema must lie in 0..1"),
+            (self.warmup < 0 or (self.ema_from or 0) < 0, "warmup and ema_from must not be below 0"),
             (
                 any(not set(c.mapping.values()) <= known for c in self.cases),
                 "a case maps to a structure it lacks",

@@ -1,4 +1,10 @@
-"""Teaching one head of CL-Net beside those that are there."""
+"""Teaching one head of CL-Net beside those that are there.
+
+A task's `teach` may hold
+    "decoder": {"base": 8, "convs": 1, "join": "add"}   numbers of this head's own decoder, see DecoderPlan
+    "start": HEAD                                       go on from that head's weights instead of random ones
+    "narrow": {...}                                     see narrow.py
+"""
 
 from __future__ import annotations
 
@@ -18,8 +24,8 @@ from CTSegLogic.engine.loss import deep_loss
 from CTSegLogic.engine.window import slide
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.weights import carried, file_spec
-from CTSegLogic.systems.clnet.model import ENCODER, Model, check_patch, decoder_plan, readout_of
-from CTSegLogic.systems.tensors import write_tensors
+from CTSegLogic.systems.clnet.model import ENCODER, Model, check_patch, decoder_plan, readout_of, with_decoder
+from CTSegLogic.systems.tensors import load_strictly, weights_of, write_compactly, write_tensors
 from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.errors import TaskInvalid, Unteachable
 from CTSegLogic.values.grid import Grid
@@ -45,14 +51,27 @@ class ClNetLearner:
                 hint="Set train_encoder to true for its first head.",
             )
         check_patch(system.net.plan, task.patch_kji, TaskInvalid)
+        as_before = card.network.get("decoders", {}).get(task.teach.get("start"), {})
+        self.card = with_decoder(card, task.head, task.teach.get("decoder", as_before))
+        known = self._start()
         torch.manual_seed(task.seed)
         if task.train_encoder:
             system.net.encoder = type(system.net.encoder)(system.net.plan).to(system.device)
-        self.decoder = system.net.add(task.head, decoder_plan(card, len(task.structures) + 1)).to(
-            system.device
-        )
+        plan = decoder_plan(self.card, len(task.structures) + 1, task.head)
+        self.decoder = system.net.add(task.head, plan).to(system.device)
+        if known:
+            load_strictly(self.decoder, known, f"{card.name}'s head {task.teach['start']}")
         self.decoder.requires_grad_(True)
         system.net.encoder.requires_grad_(task.train_encoder)
+
+    def prunable(self) -> list[nn.Parameter]:
+        """The weights of the decoder's convolutions: what pruning may set to zero."""
+        return [p for p in self.decoder.parameters() if p.dim() == 5]
+
+    @property
+    def base(self) -> int:
+        """Channels of the decoder at full resolution."""
+        return self.decoder.plan.base
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The decoder's tensors, and the encoder's while it is being shaped."""
@@ -86,18 +105,39 @@ class ClNetLearner:
 
     def keep(self, folder: Path) -> Card:
         """Writes the head's file, carries the frozen files over, and writes the new card beside them."""
-        card = self.system.card
+        card = self.card
         old = [head for head in card.heads if head.name != self.head.name]
         kept = [card.encoder] if card.encoder and not self.task.train_encoder else []
         files = carried(card, [*kept, *(head.file for head in old)], folder)
         if self.task.train_encoder:
             write_tensors(self.system.net.encoder, folder / f"{ENCODER}.safetensors")
             files[ENCODER] = file_spec(folder / f"{ENCODER}.safetensors")
-        write_tensors(self.decoder, folder / f"{self.head.file}.safetensors")
-        files[self.head.file] = file_spec(folder / f"{self.head.file}.safetensors")
+        write_compactly(self.decoder, folder / f"{self.head.file}.safetensors")
+        spec = files[self.head.file] = file_spec(folder / f"{self.head.file}.safetensors")
+        self.head = replace(
+            self.head, measured={"weights": {**weights_of(self.decoder), "bytes": spec.bytes}}
+        )
         grown = replace(
             card, heads=(*old, self.head), files=files, encoder=card.encoder or ENCODER, folder=folder
         )
         with replaced(folder / "card.json") as part:
             part.write_text(grown.to_json(), encoding="utf-8")
         return grown
+
+    def _start(self) -> dict[str, Tensor]:
+        """The tensors to go on from; none for a head that starts at random.
+
+        Raises:
+            TaskInvalid: that head finds other structures, or the same in another order.
+        """
+        name = self.task.teach.get("start")
+        if name is None:
+            return {}
+        head = self.system.card.head(name)
+        if head.structures != self.task.structures:
+            raise TaskInvalid(
+                seen=f"The head {name!r} finds {', '.join(head.structures)}, the task has "
+                f"{', '.join(self.task.structures)}.",
+                hint="Start from a head with the same structures in the same order.",
+            )
+        return dict(self.system.decoder(head).state_dict())
