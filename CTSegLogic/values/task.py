@@ -18,7 +18,8 @@ class Case:
         name: unique in the task.
         images: one file per channel.
         labels: label map file.
-        mapping: label value -> structure key; values not listed are background.
+        mapping: label value -> structure key; values not listed are background. An empty one means a scan
+            without labels (`labels` is not read then).
         fold: cases of the task's validation fold are never trained on.
     """
 
