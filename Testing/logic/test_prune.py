@@ -25,6 +25,7 @@ from CTSegLogic.train.fit import fit
 from CTSegLogic.train.importers import read_nnunet
 from CTSegLogic.train.prune import Prune, Pruning, prune_of, schedule_of, smallest_masked
 from CTSegLogic.train.schedule import Schedule, trimmed_mean
+from CTSegLogic.values.card import read_card
 from CTSegLogic.values.errors import Cancelled, TaskInvalid, Unteachable, WeightsCorrupt
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.task import Task
@@ -225,6 +226,16 @@ def test_pruning_needs_something_to_judge_by_and_something_to_prune(a_data_set):
         schedule_of(a_task(a_data_set), SimpleNamespace(), [])
 
 
+def test_an_encoder_that_is_trained_along_is_never_pruned(a_tiny_card, a_data_set):
+    alone = replace(a_tiny_card, heads=a_tiny_card.heads[:1])
+    task = a_task(a_data_set, train_encoder=True)
+    learner = open_system(alone, CPU).learner(task, CPU)
+    schedule = schedule_of(task, learner, list(learner.parameters()))
+    masked = [p for p, m in zip(learner.parameters(), schedule.masks, strict=True) if m is not None]
+    conv = [p for p in learner.decoder.parameters() if p.dim() == 5]
+    assert {id(p) for p in masked} == {id(p) for p in conv}
+
+
 def trained(card, task, folder, run=CPU, **more):
     return fit(open_system(card, run).learner(task, run), task, run, folder, **more)
 
@@ -354,24 +365,34 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
+def a_task_file(card, data, folder):
+    """Writes a task that prunes; gives the words of the command that trains it into some folder."""
+    table = {"card": str(card.folder), "head": "kidneys", "dataset": data.name, "epochs": 2, "steps": 2}
+    table |= {"lr": 0.01, "warmup": 0, "prune": SHORT}
+    (folder / "task.json").write_text(json.dumps(table))
+    task, data = str(folder / "task.json"), str(data.parent)
+    return lambda out: ["train", task, "-o", str(out), "--data", data, "--device", "cpu"]
+
+
+@pytest.mark.slow
+def test_two_processes_prune_one_head_together(a_tiny_card, a_data_set, tmp_path):
+    words = a_task_file(a_tiny_card, a_data_set, tmp_path)(tmp_path / "out")
+    command = [sys.executable, "-m", "CTSegLogic", *words, "--devices", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    card = read_card(tmp_path / "out" / "card.json")
+    assert card.head("kidneys").measured["weights"]["sparsity"] == pytest.approx(0.9, abs=0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a kill that cannot be caught")
 def test_a_pruning_killed_anywhere_ends_with_the_same_bytes(a_tiny_card, a_data_set, tmp_path):
-    table = {
-        "card": str(a_tiny_card.folder),
-        "head": "kidneys",
-        "dataset": a_data_set.name,
-        "epochs": 2,
-        "steps": 2,
-        "lr": 0.01,
-        "warmup": 0,
-        "prune": SHORT,
-    }
-    (tmp_path / "task.json").write_text(json.dumps(table))
+    words_of = a_task_file(a_tiny_card, a_data_set, tmp_path)
 
     def train(folder, where, when, *more):
-        words = ["train", str(tmp_path / "task.json"), "-o", str(folder), "--data", str(a_data_set.parent)]
-        command = [sys.executable, "-c", KILLED, where, str(when), *words, "--device", "cpu", *more]
+        words = words_of(folder)
+        command = [sys.executable, "-c", KILLED, where, str(when), *words, *more]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         return done.returncode, done.stderr

@@ -38,8 +38,10 @@ class ClNetLearner:
 
     def __init__(self, system: Model, task: Task) -> None:
         self.system, self.task, self.prepare = system, task, system.card.prepare
-        self.head = Head(name=task.head, structures=task.structures, file=task.head)
         card = system.card
+        like = task.teach.get("start", task.teach.get("narrow", {}).get("from"))
+        span = card.head(like).span if like else None
+        self.head = Head(name=task.head, structures=task.structures, file=task.head, span=span)
         if task.train_encoder and any(head.name != task.head for head in card.heads):
             raise Unteachable(
                 seen=f"The encoder of {card.name} already carries other heads.",
@@ -117,9 +119,10 @@ class ClNetLearner:
         self.head = replace(
             self.head, measured={"weights": {**weights_of(self.decoder), "bytes": spec.bytes}}
         )
-        grown = replace(
-            card, heads=(*old, self.head), files=files, encoder=card.encoder or ENCODER, folder=folder
-        )
+        # A head that was there keeps its place: the first that finds a structure is the one that is asked.
+        places = [n for n, head in enumerate(card.heads) if head.name == self.head.name]
+        old.insert(places[0] if places else len(old), self.head)
+        grown = replace(card, heads=tuple(old), files=files, encoder=card.encoder or ENCODER, folder=folder)
         with replaced(folder / "card.json") as part:
             part.write_text(grown.to_json(), encoding="utf-8")
         return grown
