@@ -17,13 +17,14 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 Size = tuple[int, int, int]
 MEMBER = "members."  # in a head's file, before the number of the fold that a tensor is of
+_SLOW = 20480  # batch * channels * k * j up to which torch does not use oneDNN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,12 @@ class DecoderPlan:
 
     Attributes:
         outputs: classes, background included.
+        convs: convolutions per stage, at least 1.
         activate_last: whether each stage's last convolution is followed by LeakyReLU (the first publication
             of the code) or only normalised (the second); files do not tell, so the importer has to.
+        join: how a stage meets the encoder's skip: concatenated (published), or added after a 1x1x1
+            projection to the stage's own width. Ours, for narrow decoders: beside eight channels of a stage
+            the sixteen of a skip are most of the arithmetic.
     """
 
     outputs: int
@@ -66,6 +71,31 @@ class DecoderPlan:
     cap: int = 320
     convs: int = 2
     activate_last: bool = True
+    join: Literal["concat", "add"] = "concat"
+
+
+class Convolution(nn.Conv3d):
+    """A convolution that oneDNN computes even for one small tile on the CPU.
+
+    torch (2.13, `ConvParams::use_mkldnn`) sends a lone tile with few channels to plain loops that are up to
+    five times slower: in a narrow decoder that is most of the work. Learning, autocast and export go the
+    usual way.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
+        small = x.shape[0] == 1 and x[0, ..., 0].numel() <= _SLOW
+        if (
+            not (plain and small and torch.backends.mkldnn.is_available())
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or torch.is_autocast_enabled("cpu")
+        ):
+            return super().forward(x)
+        assert isinstance(self.padding, tuple)
+        return torch.mkldnn_convolution(
+            x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+        )
 
 
 class ConvUnit(nn.Sequential):
@@ -76,7 +106,7 @@ class ConvUnit(nn.Sequential):
     ) -> None:
         padding = [k // 2 for k in kernel]
         super().__init__(
-            nn.Conv3d(inputs, outputs, kernel, stride, padding),
+            Convolution(inputs, outputs, kernel, stride, padding),
             nn.InstanceNorm3d(outputs, eps=1e-5, affine=True),
             nn.LeakyReLU(0.01, inplace=True) if activate else nn.Identity(),
         )
@@ -116,15 +146,19 @@ class Decoder(nn.Module):
         levels = len(encoder.channels) - 1
         width = [min(plan.base * 2**level, plan.cap) for level in range(levels)]
         self.up, self.blocks, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        if plan.join == "add":
+            self.skips = nn.ModuleList()
         below = encoder.channels[-1]
         for level in reversed(range(levels)):
             stride, w = encoder.strides[level], width[level]
             # Published: the stage that ends on level l convolves with the kernel of level l + 1.
             kernel = encoder.kernels[level + 1]
             self.up.append(nn.ConvTranspose3d(below, w, stride, stride, bias=False))
-            units = [ConvUnit(w + encoder.channels[level], w, kernel)]
-            units += [ConvUnit(w, w, kernel) for _ in range(plan.convs - 2)]
-            units.append(ConvUnit(w, w, kernel, activate=plan.activate_last))
+            if plan.join == "add":
+                self.skips.append(nn.Conv3d(encoder.channels[level], w, 1, bias=False))
+            ins = [w if plan.join == "add" else w + encoder.channels[level], *[w] * (plan.convs - 1)]
+            last = [*[True] * (plan.convs - 1), plan.activate_last]
+            units = [ConvUnit(n, w, kernel, activate=a) for n, a in zip(ins, last, strict=True)]
             self.blocks.append(nn.Sequential(*units))
             self.heads.append(nn.Conv3d(w, plan.outputs, 1, bias=False))
             below = w
@@ -133,12 +167,21 @@ class Decoder(nn.Module):
     def stages(self, skips: Sequence[Tensor]) -> list[Tensor]:
         """Features of every stage, coarsest first; the last is at full resolution."""
         x, stages = skips[-1], []
-        for up, block, skip in zip(self.up, self.blocks, reversed(skips[:-1]), strict=True):
+        for n, skip in enumerate(reversed(skips[:-1])):
             # Odd sizes come back one voxel larger; the published code crops to the common size, too.
-            x = up(x)[..., : skip.shape[-3], : skip.shape[-2], : skip.shape[-1]]
-            x = block(torch.cat([x, skip], dim=1))
+            x = self.up[n](x)[..., : skip.shape[-3], : skip.shape[-2], : skip.shape[-1]]
+            x = self.blocks[n](self._joined(n, x, skip))
             stages.append(x)
         return stages
+
+    def _joined(self, stage: int, x: Tensor, skip: Tensor) -> Tensor:
+        if self.plan.join == "concat":
+            return torch.cat([x, skip], dim=1)
+        projection = self.skips[stage]
+        assert isinstance(projection, nn.Conv3d)
+        if torch.is_grad_enabled():  # a product with weights that learn is folded the slow way by torch
+            return x + projection(skip)
+        return x + classes(projection.weight.flatten(1), skip)
 
     def features(self, skips: Sequence[Tensor]) -> Tensor:
         """Full-resolution features before the class layer, B base KJI."""

@@ -1,17 +1,28 @@
-"""Tensors from files, strictly: every one that the network has, none that it lacks, no code ever run."""
+"""Tensors from files, strictly: every one that the network has, none that it lacks, no code ever run.
+
+A pruned network is kept compactly: of a tensor X that is mostly zeros the file holds `X.mask` (one bit per
+weight, numpy's packbits over the flattened tensor) and `X.values` (the others, float16, in order); the shapes
+stand in the file's one entry of metadata. 95 % zeros need 0.225 MB per million weights.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.values.errors import WeightsCorrupt, WeightsMismatch
+
+_SHAPES = "compact"  # the entry of a compact file's metadata
+_HEADER = 256  # bytes that one more entry costs
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -20,12 +31,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsCorrupt: it is not a safetensors file.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        stored = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+        with safe_open(path, "pt") as file:
+            said = (file.metadata() or {}).get(_SHAPES)
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        for name, shape in (json.loads(said) if said else {}).items():
+            stored[name] = _unpacked(stored.pop(f"{name}.mask"), stored.pop(f"{name}.values"), shape)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsCorrupt(
             seen=f"{path.name} is not a safetensors file: {error}.", hint="Install the model again."
         ) from error
@@ -40,13 +54,65 @@ def write_tensors(
     from safetensors.torch import save_file
 
     kind = torch.float16 if half else torch.float32
-    table = {
-        f"{prefix}{name}": t.detach().to("cpu", kind).contiguous()
+    table = {name: t.detach().to("cpu", kind).contiguous() for name, t in _named(module, beside).items()}
+    with replaced(path) as part:
+        save_file(table, part)
+
+
+def write_compactly(module: nn.Module, path: Path, *, beside: Mapping[str, nn.Module] | None = None) -> None:
+    """A module's parameters in half precision, those that are mostly zeros as mask and values (see the
+    module's text), written whole or not at all. Read back they are what `write_tensors` would have given."""
+    from safetensors.torch import save_file
+
+    table, shapes = {}, {}
+    for name, t in _named(module, beside).items():
+        dense = t.detach().to("cpu", torch.float16).contiguous()
+        kept = (dense != 0).flatten().numpy()
+        if len(kept) / 8 + 2 * kept.sum() + _HEADER < 2 * len(kept):
+            shapes[name] = list(dense.shape)
+            table[f"{name}.mask"] = torch.from_numpy(np.packbits(kept))
+            table[f"{name}.values"] = dense.flatten()[torch.from_numpy(kept)]
+        else:
+            table[name] = dense
+    with replaced(path) as part:
+        # One entry only: safetensors writes several in random order, and equal weights must be equal files.
+        save_file(table, part, metadata={_SHAPES: json.dumps(shapes)} if shapes else None)
+
+
+def _named(module: nn.Module, beside: Mapping[str, nn.Module] | None) -> dict[str, Tensor]:
+    """A module's tensors, and those of modules beside it under their prefixes."""
+    return {
+        f"{prefix}{name}": t
         for prefix, part in {"": module, **(beside or {})}.items()
         for name, t in part.state_dict().items()
     }
-    with replaced(path) as part:
-        save_file(table, part)
+
+
+def weights_of(module: nn.Module) -> dict[str, float]:
+    """How many parameters a module has, and the share of zeros among the weights of its convolutions."""
+    conv = [p.detach() for p in module.parameters() if p.dim() == 5]
+    zeros, size = sum(int((p == 0).sum()) for p in conv), sum(p.numel() for p in conv)
+    return {
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "sparsity": round(zeros / max(size, 1), 4),
+    }
+
+
+def _unpacked(mask: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
+    """The tensor of a mask's bits and the values at those that are set.
+
+    Raises:
+        ValueError: they do not fit one another.
+    """
+    count = math.prod(shape)
+    bits = np.unpackbits(mask.numpy())
+    fits = mask.dtype == torch.uint8 and values.dtype == torch.float16 and mask.dim() == values.dim() == 1
+    if not fits or len(mask) != -(-count // 8) or bits.sum() != len(values) or bits[count:].any():
+        message = f"a mask of {len(mask)} bytes and {len(values)} values make no tensor of {list(shape)}"
+        raise ValueError(message)
+    dense = torch.zeros(count, dtype=torch.float16)
+    dense[torch.from_numpy(bits[:count].view(bool))] = values
+    return dense.reshape(tuple(shape))
 
 
 def load_strictly(module: nn.Module, tensors: dict[str, Tensor], what: str, *, assign: bool = False) -> None:

@@ -34,6 +34,7 @@ from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.move import move
 from CTSegLogic.values.structures import vocabulary
 from CTSegLogic.values.task import Case, Task
+from CTSegLogic.values.volume import Volume
 
 _SPOTS = 10_000  # voxels remembered per class and case (nnU-Net's figure)
 _SPOT_SEED = 1234
@@ -131,20 +132,12 @@ def _resampled(
     case: Case, structures: Sequence[str], prepare: Prepare
 ) -> tuple[NDArray[Any], NDArray[np.unsignedinteger[Any]]]:
     volume = read_image(case.images, modality="")
-    truth, grid = labels_of(case, volume)
-    if not grid.matches(volume.grid, tol_mm=0.5):
-        raise TaskInvalid(
-            seen=f"Case {case.name}: image and labels lie on different grids.",
-            hint="Resample the labels to the image.",
-        )
+    numbers = _numbers(case, volume, structures)
     if volume.channels != len(prepare.channels):
         raise TaskInvalid(
             seen=f"Case {case.name} has {volume.channels} channels, the model takes {len(prepare.channels)}.",
             hint="Give one file per channel, in the card's order.",
         )
-    numbers = np.zeros(truth.shape, _label_type(len(structures)))
-    for value, key in case.mapping.items():
-        numbers[truth == value] = structures.index(key) + 1
     work = prepare.grid_over(volume.grid)
     image = move(
         volume.array, volume.grid, work, order=prepare.order, antialias=prepare.antialias, outside=None
@@ -155,6 +148,22 @@ def _resampled(
     if box is not None:
         image, work = np.ascontiguousarray(image[(slice(None), *box.slices)]), work.cropped(box)
     return image, move_labels(numbers, volume.grid, work, len(structures))
+
+
+def _numbers(case: Case, volume: Volume, structures: Sequence[str]) -> NDArray[np.unsignedinteger[Any]]:
+    """Channel numbers of the case's labels, on the image's grid; nothing but 0 for a scan without labels."""
+    numbers = np.zeros(volume.grid.shape, _label_type(len(structures)))
+    if not case.mapping:
+        return numbers
+    truth, own = labels_of(case, volume)
+    if not own.matches(volume.grid, tol_mm=0.5):
+        raise TaskInvalid(
+            seen=f"Case {case.name}: image and labels lie on different grids.",
+            hint="Resample the labels to the image.",
+        )
+    for value, key in case.mapping.items():
+        numbers[truth == value] = structures.index(key) + 1
+    return numbers
 
 
 def _label_type(count: int) -> type[np.unsignedinteger[Any]]:

@@ -21,6 +21,7 @@ from CTSegLogic.files.atomic import replaced
 from CTSegLogic.systems import Learner
 from CTSegLogic.train.curves import draw_curves
 from CTSegLogic.train.data import Prepared, prepare_case
+from CTSegLogic.train.prune import schedule_of
 from CTSegLogic.train.ranks import Ranks
 from CTSegLogic.train.record import Clock, Mlflow, Record
 from CTSegLogic.train.replay import patch_source
@@ -30,7 +31,6 @@ from CTSegLogic.values.run import Run
 from CTSegLogic.values.task import Task
 
 _CLIP = 12.0  # gradient norm, nnU-Net's figure
-_POWER = 0.9  # of the polynomial decay, nnU-Net's figure
 
 
 def fit(
@@ -67,25 +67,28 @@ def fit(
     judged = [prepare_case(c, task.structures, learner.prepare, cache) for c in task.validation]
     record = Record(folder / "record.csv", first) if ranks.rank == 0 else None
     tracked = Mlflow(folder, task.head, _settings(task)) if ranks.rank == 0 else None
-    clock = Clock(run, first * task.steps, task.epochs * task.steps)
-    for epoch in range(first, task.epochs):
+    clock = Clock(run, first * task.steps, state.schedule.planned * task.steps)
+    schedule, epoch = state.schedule, first
+    while schedule.more(epoch):
         began, losses = time.monotonic(), []
         for step, batch in enumerate(source.epoch(epoch)):
             run.check()
             losses.append(state.step(epoch, step, batch, run))
-            clock.tell(epoch * task.steps + step + 1, f"epoch {epoch + 1} of {task.epochs}")
-        if record is None:
-            continue
-        row: dict[str, Any] = {"epoch": epoch, "loss": float(np.mean(losses)), "lr": state.lr(epoch, 0)}
-        if judged and ((epoch + 1) % task.validate_every == 0 or epoch + 1 == task.epochs):
+            clock.tell(epoch * task.steps + step + 1, schedule.named(epoch))
+        row: dict[str, Any] = {"epoch": epoch, "loss": float(np.mean(losses)), "lr": schedule.lr(epoch, 0)}
+        if record is not None and judged and schedule.judges(epoch):
             row |= state.judge(judged, run)
             state.keep_best(row["dice"], folder / "best.pt")
+        schedule.end(epoch, ranks.said(row, state.device), state)
+        epoch += 1
+        if record is None:
+            continue
         record.add(row | {"seconds": time.monotonic() - began})
         if "dice" in row or epoch + 1 == task.epochs:
             draw_curves(folder, task.head)
         if tracked is not None:
             tracked.add(row)
-        state.save(folder / "latest.pt", epoch + 1)
+        state.save(folder / "latest.pt", epoch)
     state.use_averaged()
     if record is not None:
         learner.keep(folder)
@@ -104,19 +107,12 @@ class _State:
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=task.lr, weight_decay=task.weight_decay)
         self.best = -1.0
-
-    def lr(self, epoch: int, step: int) -> float:
-        """Learning rate: linear warm-up, then polynomial decay to zero."""
-        task = self.task
-        at = epoch + step / task.steps
-        if at < task.warmup:
-            return task.lr * max(at, 1.0 / task.steps) / task.warmup
-        return float(task.lr * (1 - (at - task.warmup) / max(task.epochs - task.warmup, 1)) ** _POWER)
+        self.schedule = schedule_of(task, learner, self.parameters)
 
     def step(self, epoch: int, step: int, batch: Any, run: Run) -> float:
         """One optimiser step; returns the loss."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr(epoch, step)
+            group["lr"] = self.schedule.lr(epoch, step)
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         parts = batch.parts(self.task.accumulate)
@@ -126,14 +122,16 @@ class _State:
             loss.backward()
             total += float(loss.detach())
         self.ranks.average_(self.parameters)
+        self.schedule.on_gradients(self)
         torch.nn.utils.clip_grad_norm_(self.parameters, _CLIP)
         self.optimizer.step()
         # The average follows closely at first: early weights would otherwise weigh on it for hundreds of
         # steps.
-        done = epoch * self.task.steps + step
-        keep = min(self.task.ema, (1 + done) / (10 + done))
+        done = self.schedule.averaged_steps(epoch, step)
+        keep = min(self.task.ema, (1 + done) / (10 + done)) if done >= 0 else 0.0
         for mean, now in zip(self.average, self.parameters, strict=True):
             mean.lerp_(now.detach(), 1 - keep)
+        self.schedule.on_weights(self)
         return total
 
     def judge(self, cases: list[Prepared], run: Run) -> dict[str, float]:
@@ -145,8 +143,9 @@ class _State:
                     _dice(self.learner.labels(case.image, run), case.labels, len(self.task.structures))
                 )
         means = np.nanmean(np.asarray(scores), axis=0)
+        more = self.schedule.scored(np.asarray(scores))
         row = {f"dice_{key}": float(m) for key, m in zip(self.task.structures, means, strict=True)}
-        return {"dice": float(np.nanmean(means)), **row}
+        return {"dice": float(np.nanmean(means)), **row, **more}
 
     def use_averaged(self) -> None:
         """Puts the averaged weights into the learner for good."""
@@ -169,6 +168,7 @@ class _State:
                 "parameters": [p.detach() for p in self.parameters],
                 "average": self.average,
                 "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.saved(),
             },
             path,
         )
@@ -188,6 +188,7 @@ class _State:
         self.average = list(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.best = float(saved["best"])
+        self.schedule.load(saved["schedule"])
         return int(saved["epoch"])
 
 

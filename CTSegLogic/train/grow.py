@@ -8,7 +8,8 @@ A task file is JSON:
 `dataset` and `mapping` may be lists of the same length: cases of all are learned together. A data set is a
 folder in nnU-Net's layout or a MONAI data list (.json) whose files start from `dataset_dir`. `mapping` is the
 name of a shipped one, {"1": "liver"}, or MONAI's {"default": [[1, 3], ...]} with the model's label numbers.
-`name` is what the grown model shall be called.
+`name` is what the grown model shall be called. `unlabelled` is a folder of scans, or several, from which a
+narrow decoder learns without labels.
 `replay` is {"tasks": [older task files], "cases": 5 of each, "share": 0.5 of the steps}; see systems/clnet.
 """
 
@@ -27,7 +28,7 @@ from CTSegLogic.files.weights import find_card
 from CTSegLogic.systems import open_system
 from CTSegLogic.train.ensemble import folds_of, over_folds
 from CTSegLogic.train.fit import fit
-from CTSegLogic.train.importers import read_datalist, read_nnunet
+from CTSegLogic.train.importers import read_datalist, read_nnunet, read_unlabelled
 from CTSegLogic.train.ranks import Ranks, joined
 from CTSegLogic.train.replay import rehearsal
 from CTSegLogic.values.card import FORMAT, Card, card_from
@@ -37,8 +38,9 @@ from CTSegLogic.values.run import Run
 from CTSegLogic.values.structures import foreign_labels, suggest
 from CTSegLogic.values.task import Case, Task
 
-_OWN = {"card", "new", "name", "head", "dataset", "dataset_dir", "mapping", "folds", "comment", "replay"}
+_OWN = {"card", "new", "name", "head", "dataset", "dataset_dir", "mapping", "folds", "comment"}
 _TASK = {f.name for f in fields(Task)} - {"head", "cases", "structures", "rehearse", "rehearse_share"}
+_OWN |= {"replay", "unlabelled"}
 _REPLAY = {"tasks", "cases", "share"}
 _REPLAYED = 5  # cases kept of each older task
 
@@ -194,6 +196,13 @@ def task_of(table: Mapping[str, Any], card: Card, data: Path, home: Path | None 
         )
     cases = [c for name, mapping in parts for c in _cases_of(table, card, data, str(name), mapping)]
     keys = tuple(dict.fromkeys(key for c in cases for key in c.mapping.values()))
+    more = table.get("unlabelled", [])
+    if more and "narrow" not in chosen.get("teach", {}):
+        raise TaskInvalid(
+            seen="The task names scans without labels, from which only a narrow decoder can learn.",
+            hint="Leave `unlabelled` out, or set `narrow` in `teach`.",
+        )
+    cases += [c for name in ([more] if isinstance(more, str) else more) for c in read_unlabelled(data / name)]
     try:
         task = Task(head=table["head"], structures=keys, cases=tuple(cases), **chosen)
     except TypeError as error:

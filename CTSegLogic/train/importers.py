@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from CTSegLogic.files.images import stem
+from CTSegLogic.files.images import is_image, stem
 from CTSegLogic.train.folders import folds_in, spread
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.structures import foreign_labels, vocabulary
@@ -105,6 +105,18 @@ def read_datalist(
     if not cases:
         raise TaskInvalid(seen=f"{path.name} lists no case under {part!r}.", hint="See `ctseg prepare`.")
     return list(cases.values())
+
+
+def read_unlabelled(folder: Path) -> list[Case]:
+    """The scans of a folder as cases that are always trained on and teach no label.
+
+    Raises:
+        TaskInvalid: there is none.
+    """
+    paths = [p for p in sorted(folder.iterdir()) if p.is_file() and is_image(p)] if folder.is_dir() else []
+    if not paths:
+        raise TaskInvalid(seen=f"{folder} holds no scan.", hint="Give a folder of image files.")
+    return [Case(name=f"{folder.name}-{stem(p)}", images=(p,), labels=p, mapping={}, fold=-1) for p in paths]
 
 
 def mapping_of(table: Mapping[str, Any], folder: Path) -> dict[int, str]:

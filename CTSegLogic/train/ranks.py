@@ -43,6 +43,16 @@ class Ranks:
 
             distributed.barrier()
 
+    def said(self, row: dict[str, Any], device: Any) -> dict[str, Any]:
+        """The first process's row, in every process; `device` is this one's."""
+        if self.world == 1:
+            return row
+        from torch import distributed
+
+        box = [row]
+        distributed.broadcast_object_list(box, src=0, device=device)
+        return box[0]
+
     def check(self, batch: int) -> None:
         """Raises TaskInvalid when a batch cannot be shared out evenly."""
         if batch % self.world:

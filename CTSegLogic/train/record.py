@@ -71,11 +71,12 @@ class Clock:
     """Progress with the time left, from the pace since the start of this process."""
 
     def __init__(self, run: Run, done: int, total: int) -> None:
-        self.run, self.first, self.total = run, done, total
+        self.run, self.first, self.total = run, done, float(total)
         self.began = time.monotonic()
 
     def tell(self, done: float, text: str) -> None:
         """Reports that `done` of the total steps are finished; a step may be done in part."""
+        self.total = max(self.total, done)  # a target of pruning may take more epochs than was planned
         if done > self.first:
             left = (time.monotonic() - self.began) / (done - self.first) * (self.total - done)
             text = f"{text}, {_duration(left)} left"

@@ -18,7 +18,8 @@ class Case:
         name: unique in the task.
         images: one file per channel.
         labels: label map file.
-        mapping: label value -> structure key; values not listed are background.
+        mapping: label value -> structure key; values not listed are background. An empty one means a scan
+            without labels (`labels` is not read then).
         fold: cases of the task's validation fold are never trained on.
     """
 
@@ -51,7 +52,7 @@ class Task:
         steps: optimiser steps per epoch.
         lr: peak learning rate, 1/step (CL-Net heads: 3e-4).
         weight_decay: decoupled, 1/step (CL-Net: 3e-5).
-        warmup: epochs of rising learning rate (CL-Net: 5).
+        warmup: epochs of rising learning rate, or their share of all when below 1 (CL-Net: 5 epochs).
         batch: patches per step (CL-Net: 2).
         patch_kji: voxels.
         foreground: share of patches centred on the head's own labels (CL-Net: 0.35 falling to 0.30).
@@ -64,6 +65,9 @@ class Task:
         accumulate: parts of a batch that go through the network one after the other (less memory).
         teach: the system's own settings, see its learner.
         rehearse: older tasks some of whose cases are learned again; rehearse_share: share of such steps.
+        prune: True, or numbers of `train.prune.Prune`, to prune the head after its epochs.
+        ema_from: epoch in which the averaged weights begin (CL-Net: 1); None for the first step, which they
+            follow closely then, or for the end of pruning.
     """
 
     head: str
@@ -75,7 +79,7 @@ class Task:
     steps: int = 50
     lr: float = 1e-3
     weight_decay: float = 3e-5
-    warmup: int = 5
+    warmup: float = 5
     batch: int = 2
     foreground: float = 0.5
     ema: float = 0.995
@@ -88,6 +92,8 @@ class Task:
     teach: Mapping[str, Any] = field(default_factory=dict)
     rehearse: tuple[Task, ...] = ()
     rehearse_share: float = 0.5
+    prune: Mapping[str, Any] | bool | None = None
+    ema_from: int | None = None
 
     def __post_init__(self) -> None:
         names = [case.name for case in self.cases]
@@ -102,6 +108,7 @@ class Task:
             (not 0 < self.lr < 2, "lr must lie between 0 and 2"),
             (not 0 <= self.ema < 1, "ema must lie in 0..1"),
             (not 0 < self.rehearse_share < 1, "the share of replayed steps must lie between 0 and 1"),
+            (self.warmup < 0 or (self.ema_from or 0) < 0, "warmup and ema_from must not be below 0"),
             (
                 any(not set(c.mapping.values()) <= known for c in self.cases),
                 "a case maps to a structure it lacks",

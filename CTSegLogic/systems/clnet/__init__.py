@@ -27,6 +27,7 @@ from CTSegLogic.files.shelf import Shelf
 from CTSegLogic.files.weights import threads_named
 from CTSegLogic.systems.clnet.learn import ClNetLearner
 from CTSegLogic.systems.clnet.model import Model, check_patch, readout_of
+from CTSegLogic.systems.clnet.narrow import NarrowLearner
 from CTSegLogic.values.card import Card, Head, Prepare
 from CTSegLogic.values.errors import SettingInvalid
 from CTSegLogic.values.prediction import Entry, Layer, Prediction
@@ -91,7 +92,7 @@ class ClNet(Model):
     def learner(self, task: Task, run: Run) -> ClNetLearner:
         """A learner for a new head, or for a known one to be trained anew."""
         del run
-        return ClNetLearner(self, task)
+        return (NarrowLearner if "narrow" in task.teach else ClNetLearner)(self, task)
 
     def _mirrored(self, once: Streams, decoders: Sequence[Any]) -> Streams:
         """The mean of the network's answers for tiles and for their mirror images."""

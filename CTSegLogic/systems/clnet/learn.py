@@ -1,6 +1,6 @@
 """Teaching one head of CL-Net beside those that are there.
 
-How the encoder takes part (`teach: {"method": ...}` in a task file):
+How the encoder takes part (`teach: {"method": ...}` in a task file; its other keys are in lesson.py):
 
     frozen   not at all: whatever was known stays bit for bit (the default)
     lora     it stays; a low-rank change of its convolutions (`rank`) belongs to the new head alone
@@ -27,19 +27,25 @@ from CTSegLogic.engine.loss import deep_loss
 from CTSegLogic.engine.window import slide
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.weights import carried, file_spec
+from CTSegLogic.nets.clnet import Decoder
+from CTSegLogic.systems.clnet.lesson import FREE, head_of, known_head, method_of, with_head
 from CTSegLogic.systems.clnet.lora import PREFIX, Lora
-from CTSegLogic.systems.clnet.model import ENCODER, Model, check_patch, decoder_plan, readout_of
-from CTSegLogic.systems.tensors import write_tensors
+from CTSegLogic.systems.clnet.model import (
+    ENCODER,
+    Model,
+    check_patch,
+    decoder_plan,
+    readout_of,
+    with_decoder,
+)
+from CTSegLogic.systems.tensors import load_strictly, weights_of, write_compactly, write_tensors
 from CTSegLogic.values.card import Card, Head
-from CTSegLogic.values.errors import TaskInvalid, Unteachable
+from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.run import Run
-from CTSegLogic.values.structures import suggest
 from CTSegLogic.values.task import Batch, Task
 
-METHODS = ("frozen", "lora", "replay", "naive")
 _RANK = 4
-_TEACH = {"method", "rank"}
 
 
 class ClNetLearner:
@@ -47,24 +53,40 @@ class ClNetLearner:
 
     def __init__(self, system: Model, task: Task) -> None:
         self.system, self.task, self.prepare = system, task, system.card.prepare
-        self.head = Head(name=task.head, structures=task.structures, file=task.head)
-        self.method = _method(task, system.card)
-        self.moves = task.train_encoder or self.method in ("replay", "naive")
+        card, teach = system.card, task.teach
+        self.method = method_of(task, card)
+        self.moves = task.train_encoder or self.method in FREE
+        self.head = head_of(task, card)
         check_patch(system.net.plan, task.patch_kji, TaskInvalid)
-        self.rehearsed = {old.head: system.decoder(_known(system.card, old)) for old in task.rehearse}
+        self.rehearsed = {old.head: system.decoder(known_head(card, old, old.head)) for old in task.rehearse}
+        start = (
+            dict(system.decoder(known_head(card, task, teach["start"])).state_dict())
+            if "start" in teach
+            else {}
+        )
+        as_before = card.network.get("decoders", {}).get(teach.get("start"), {})
+        self.card = with_decoder(card, task.head, teach.get("decoder", as_before))
         torch.manual_seed(task.seed)
         if task.train_encoder:
             system.net.encoder = type(system.net.encoder)(system.net.plan).to(system.device)
-        plan = decoder_plan(system.card, len(task.structures) + 1)
-        self.decoder = system.net.add(task.head, plan).to(system.device)
+        self.decoder = self._decoder(start)
         for part in (self.decoder, *self.rehearsed.values()):
             part.requires_grad_(True)
         system.net.encoder.requires_grad_(self.moves)
         self.lora: Lora | None = None
         system.adapted.pop(task.head, None)
         if self.method == "lora":
-            self.lora = Lora(system.net.encoder, int(task.teach.get("rank", _RANK))).to(system.device)
+            self.lora = Lora(system.net.encoder, int(teach.get("rank", _RANK))).to(system.device)
             system.adapted[task.head] = functools.partial(self.lora, system.net.encoder)
+
+    def prunable(self) -> list[nn.Parameter]:
+        """The weights of the decoder's convolutions: what pruning may set to zero."""
+        return [p for p in self.decoder.parameters() if p.dim() == 5]
+
+    @property
+    def base(self) -> int:
+        """Channels of the decoder at full resolution."""
+        return self.decoder.plan.base
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The decoder's tensors, and whatever else moves by the method."""
@@ -103,22 +125,25 @@ class ClNetLearner:
 
     def keep(self, folder: Path) -> Card:
         """Writes what has changed, carries the frozen files over byte for byte, and writes the new card."""
-        card = self.system.card
+        card = self.card
         old = [head for head in card.heads if head.name != self.head.name]
         frozen = [head.file for head in old if head.name not in self.rehearsed]
         encoder = card.encoder or ENCODER
         files = carried(card, [*([] if self.moves else [encoder]), *frozen], folder)
-        changed: dict[str, nn.Module] = {self.head.file: self.decoder}
-        changed |= {card.head(name).file: decoder for name, decoder in self.rehearsed.items()}
         if self.moves:
-            changed[encoder] = self.system.net.encoder
-        for name, module in changed.items():
-            own = {PREFIX: self.lora} if self.lora is not None and module is self.decoder else None
-            write_tensors(module, folder / f"{name}.safetensors", beside=own)
+            write_tensors(self.system.net.encoder, folder / f"{encoder}.safetensors")
+            files[encoder] = file_spec(folder / f"{encoder}.safetensors")
+        changed = {self.head.file: self.decoder}
+        changed |= {card.head(name).file: decoder for name, decoder in self.rehearsed.items()}
+        for name, decoder in changed.items():
+            own = {PREFIX: self.lora} if self.lora is not None and decoder is self.decoder else None
+            write_compactly(decoder, folder / f"{name}.safetensors", beside=own)
             files[name] = file_spec(folder / f"{name}.safetensors")
+        measured = {"weights": {**weights_of(self.decoder), "bytes": files[self.head.file].bytes}}
+        self.head = replace(self.head, measured=measured)
         grown = replace(
             card,
-            heads=(*old, self.head),
+            heads=with_head(card, self.head),
             files=files,
             encoder=encoder,
             folder=folder,
@@ -127,6 +152,15 @@ class ClNetLearner:
         with replaced(folder / "card.json") as part:
             part.write_text(grown.to_json(), encoding="utf-8")
         return grown
+
+    def _decoder(self, start: dict[str, Tensor]) -> Decoder:
+        """The head's decoder, random or with the tensors to start from."""
+        system, task = self.system, self.task
+        plan = decoder_plan(self.card, len(task.structures) + 1, task.head)
+        decoder = system.net.add(task.head, plan).to(system.device)
+        if start:
+            load_strictly(decoder, start, f"{self.card.name}'s head {task.teach['start']}")
+        return decoder
 
     def _skips(self, image: Tensor) -> Sequence[Tensor]:
         if self.lora is not None:
@@ -140,48 +174,3 @@ class ClNetLearner:
         if not self.moves or not left:
             return ()
         return (f"The encoder was changed for {self.head.name}; {', '.join(left)} were not taught again.",)
-
-
-def _method(task: Task, card: Card) -> str:
-    """The method of a task, its settings checked against one another and the card."""
-    method = str(task.teach.get("method", "frozen"))
-    for key in task.teach:
-        if key not in _TEACH:
-            raise TaskInvalid(seen=f"`teach` has an unknown key {key!r}.", hint=suggest(key, _TEACH))
-    if method not in METHODS:
-        raise TaskInvalid(
-            seen=f"There is no way of learning {method!r}.", hint=f"Choose one of {', '.join(METHODS)}."
-        )
-    others = any(head.name != task.head for head in card.heads)
-    if task.train_encoder and others:
-        raise Unteachable(
-            seen=f"The encoder of {card.name} already carries other heads.",
-            hint="Set train_encoder to false: changing it would change what they find.",
-        )
-    if task.train_encoder and method != "frozen":
-        raise TaskInvalid(
-            seen=f"A first head shapes the encoder; {method!r} is for later ones.",
-            hint="Leave `method` out, or set train_encoder to false.",
-        )
-    if not task.train_encoder and not card.encoder:
-        raise TaskInvalid(
-            seen=f"{card.name} has no trained encoder yet.",
-            hint="Set train_encoder to true for its first head.",
-        )
-    if bool(task.rehearse) != (method == "replay"):
-        raise TaskInvalid(
-            seen="`replay` and the method of that name need one another.",
-            hint='Give both: {"replay": {"tasks": [...]}, "teach": {"method": "replay"}}.',
-        )
-    return method
-
-
-def _known(card: Card, old: Task) -> Head:
-    """The card's head that an older task trained."""
-    head = card.head(old.head)
-    if head.structures != old.structures:
-        raise TaskInvalid(
-            seen=f"The replayed task of {old.head} lists other structures than the model's head has.",
-            hint="Give the task file that trained this head.",
-        )
-    return head

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from CTSegLogic.nets.clnet import MEMBER, ContinualNet, Decoder, DecoderPlan, Pl
 from CTSegLogic.systems.clnet.lora import lora_from
 from CTSegLogic.systems.tensors import load_strictly, read_tensors
 from CTSegLogic.values.card import Card, Head
-from CTSegLogic.values.errors import CTSegError
+from CTSegLogic.values.errors import CardInvalid, CTSegError
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.prompt import Ask
 from CTSegLogic.values.run import Run
@@ -45,7 +46,7 @@ class Model:
         if head.name not in self.net.decoders:
             path = ensure(self.card, (head.file,))[head.file]
             tensors = read_tensors(path)
-            decoder = self.net.add(head.name, decoder_plan(self.card, len(head.structures) + 1))
+            decoder = self.net.add(head.name, decoder_plan(self.card, len(head.structures) + 1, head.name))
             lora = lora_from(self.net.encoder, tensors)
             folds = {key.split(".")[1] for key in tensors if key.startswith(MEMBER)}
             decoder = self.net.joined(head.name, len(folds))
@@ -93,10 +94,36 @@ class Model:
         return plan_memory(tiling, work.shape, channels, tile_bytes, self.device, run)
 
 
-def decoder_plan(card: Card, outputs: int) -> DecoderPlan:
-    """The decoder of a head with so many outputs, by the card's numbers."""
-    numbers = dict(card.network.get("decoder", {}))
-    return DecoderPlan(outputs=outputs, **numbers)
+def decoder_plan(card: Card, outputs: int, head: str = "") -> DecoderPlan:
+    """The decoder of a head with so many outputs, by the card's numbers: its own where it has some
+    (`network["decoders"][head]`), those of all heads (`network["decoder"]`) otherwise.
+
+    Raises:
+        CardInvalid: a number is unknown or makes no decoder.
+    """
+    numbers = {**card.network.get("decoder", {}), **card.network.get("decoders", {}).get(head, {})}
+    try:
+        plan = DecoderPlan(outputs=outputs, **numbers)
+        sound = min(plan.base, plan.cap, plan.convs) >= 1 and plan.join in ("concat", "add")
+    except TypeError as error:
+        raise CardInvalid(
+            seen=f"The decoder {head!r} has a number that no decoder knows: {error}.",
+            hint=f"Known are {', '.join(f.name for f in fields(DecoderPlan) if f.name != 'outputs')}.",
+        ) from error
+    if not sound:
+        raise CardInvalid(
+            seen=f"The decoder {head!r} cannot be built from {numbers}.",
+            hint='base, cap and convs are at least 1; join is "concat" or "add".',
+        )
+    return plan
+
+
+def with_decoder(card: Card, head: str, numbers: Mapping[str, Any]) -> Card:
+    """The card with decoder numbers of a head's own; itself when there are none."""
+    if not numbers:
+        return card
+    decoders = {**card.network.get("decoders", {}), head: dict(numbers)}
+    return replace(card, network={**card.network, "decoders": decoders})
 
 
 def readout_of(decoder: Decoder, head: Head, work: Grid, scan: Grid, mode: Any) -> Readout:

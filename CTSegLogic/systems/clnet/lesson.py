@@ -1,0 +1,94 @@
+"""What a CL-Net task asks for, checked against itself and the card before anything is learned.
+
+A task's `teach` may hold
+    "method": "frozen" | "lora" | "replay" | "naive"    how the encoder takes part, see learn.py; "rank"
+    "decoder": {"base": 8, "convs": 1, "join": "add"}   numbers of this head's own decoder, see DecoderPlan
+    "start": HEAD                                       go on from that head's weights instead of random ones
+    "narrow": {...}                                     see narrow.py
+"""
+
+from __future__ import annotations
+
+from CTSegLogic.values.card import Card, Head
+from CTSegLogic.values.errors import TaskInvalid, Unteachable
+from CTSegLogic.values.structures import suggest
+from CTSegLogic.values.task import Task
+
+METHODS = ("frozen", "lora", "replay", "naive")
+FREE = ("replay", "naive")  # the encoder moves
+_TEACH = {"method", "rank", "decoder", "start", "narrow"}
+
+
+def method_of(task: Task, card: Card) -> str:
+    """The method of a task.
+
+    Raises:
+        TaskInvalid: settings contradict one another or the card.
+        Unteachable: other heads would change.
+    """
+    method = str(task.teach.get("method", "frozen"))
+    for key in task.teach:
+        if key not in _TEACH:
+            raise TaskInvalid(seen=f"`teach` has an unknown key {key!r}.", hint=suggest(key, _TEACH))
+    if method not in METHODS:
+        raise TaskInvalid(
+            seen=f"There is no way of learning {method!r}.", hint=f"Choose one of {', '.join(METHODS)}."
+        )
+    if task.train_encoder and any(head.name != task.head for head in card.heads):
+        raise Unteachable(
+            seen=f"The encoder of {card.name} already carries other heads.",
+            hint="Set train_encoder to false: changing it would change what they find.",
+        )
+    if task.train_encoder and method != "frozen":
+        raise TaskInvalid(
+            seen=f"A first head shapes the encoder; {method!r} is for later ones.",
+            hint="Leave `method` out, or set train_encoder to false.",
+        )
+    if not task.train_encoder and not card.encoder:
+        raise TaskInvalid(
+            seen=f"{card.name} has no trained encoder yet.",
+            hint="Set train_encoder to true for its first head.",
+        )
+    if bool(task.rehearse) != (method == "replay"):
+        raise TaskInvalid(
+            seen="`replay` and the method of that name need one another.",
+            hint='Give both: {"replay": {"tasks": [...]}, "teach": {"method": "replay"}}.',
+        )
+    if "narrow" in task.teach and method != "frozen":
+        raise TaskInvalid(
+            seen=f"A narrow decoder learns on the frozen encoder, not by {method!r}.",
+            hint="Leave `method` out.",
+        )
+    return method
+
+
+def head_of(task: Task, card: Card) -> Head:
+    """The head that a task makes; one that goes on from another keeps that one's range in the body."""
+    like = task.teach.get("start", task.teach.get("narrow", {}).get("from"))
+    span = card.head(like).span if like else None
+    return Head(name=task.head, structures=task.structures, file=task.head, span=span)
+
+
+def known_head(card: Card, task: Task, name: str) -> Head:
+    """A head of the card that finds just the task's structures, in its order.
+
+    Raises:
+        TaskInvalid: it finds others.
+    """
+    head = card.head(name)
+    if head.structures != task.structures:
+        raise TaskInvalid(
+            seen=f"The head {name!r} finds {', '.join(head.structures)}, the task has "
+            f"{', '.join(task.structures)}.",
+            hint="Take a head with the same structures in the same order.",
+        )
+    return head
+
+
+def with_head(card: Card, head: Head) -> tuple[Head, ...]:
+    """The card's heads and a new one; a head that was there keeps its place, since the first that finds a
+    structure is the one that is asked."""
+    names = [other.name for other in card.heads]
+    if head.name not in names:
+        return (*card.heads, head)
+    return tuple(head if other.name == head.name else other for other in card.heads)
