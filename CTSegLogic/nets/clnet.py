@@ -105,7 +105,13 @@ class Encoder(nn.Module):
 
 class Decoder(nn.Module):
     """A head's decoder over the encoder's skips; `features` are full-resolution, `forward` adds deep
-    supervision."""
+    supervision.
+
+    Attributes:
+        linear: whether `blended` are features that the class layer turns into logits; else logits.
+    """
+
+    linear = True
 
     def __init__(self, encoder: Plan, plan: DecoderPlan) -> None:
         super().__init__()
@@ -127,15 +133,35 @@ class Decoder(nn.Module):
             below = w
         self.apply(_initialise)
 
-    def stages(self, skips: Sequence[Tensor]) -> list[Tensor]:
-        """Features of every stage, coarsest first; the last is at full resolution."""
+    def stages(self, skips: Sequence[Tensor], others: Sequence[Sequence[Tensor]] = ()) -> list[Tensor]:
+        """Features of every stage, coarsest first; the last is at full resolution.
+
+        `others` are the logits of each supporter, full resolution first, for decoders that read them.
+        """
         x, stages = skips[-1], []
-        for up, block, skip in zip(self.up, self.blocks, reversed(skips[:-1]), strict=True):
+        for n, (up, block, skip) in enumerate(zip(self.up, self.blocks, reversed(skips[:-1]), strict=True)):
             # Odd sizes come back one voxel larger; the published code crops to the common size, too.
             x = up(x)[..., : skip.shape[-3], : skip.shape[-2], : skip.shape[-1]]
+            x = self.raised(n, x, [logits[-1 - n] for logits in others])
             x = block(torch.cat([x, skip], dim=1))
             stages.append(x)
         return stages
+
+    def raised(self, stage: int, x: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """What stage `stage` joins with its skip: the feature from below, here as it is."""
+        del stage, others
+        return x
+
+    def blended(self, skips: Sequence[Tensor], others: Sequence[Sequence[Tensor]] = ()) -> Tensor:
+        """What a tile hands to the engine: full-resolution features before the class layer, B base KJI."""
+        return self.stages(skips, others)[-1]
+
+    def both(
+        self, skips: Sequence[Tensor], others: Sequence[Sequence[Tensor]] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`blended` and the logits of all levels, for a head that is asked for and read by others."""
+        stages = self.stages(skips, others)
+        return stages[-1], self.logits(stages)
 
     def features(self, skips: Sequence[Tensor]) -> Tensor:
         """Full-resolution features before the class layer, B base KJI."""
@@ -148,10 +174,14 @@ class Decoder(nn.Module):
         assert isinstance(head, nn.Conv3d)
         return head.weight.detach()[:, :, 0, 0, 0]
 
-    def forward(self, skips: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, skips: Sequence[Tensor], others: Sequence[Sequence[Tensor]] = ()) -> list[Tensor]:
         """Logits of every stage, full resolution first (deep supervision)."""
+        return self.logits(self.stages(skips, others))
+
+    def logits(self, stages: Sequence[Tensor]) -> list[Tensor]:
+        """The class layer of every stage, full resolution first."""
         matrices = [head.weight.flatten(1) for head in self.heads]
-        return [classes(w, x) for w, x in zip(matrices, self.stages(skips), strict=True)][::-1]
+        return [classes(w, x) for w, x in zip(matrices, stages, strict=True)][::-1]
 
 
 def classes(matrix: Tensor, x: Tensor) -> Tensor:
@@ -163,25 +193,150 @@ def classes(matrix: Tensor, x: Tensor) -> Tensor:
     return torch.matmul(matrix.to(x.dtype), x.flatten(2)).unflatten(2, x.shape[2:])
 
 
+class FeatureSupported(Decoder):
+    """A decoder that reads its supporters' logits stage by stage (the first publication of the code).
+
+    Each supporter's logits of a stage go through a 1x1x1 unit, join the feature raised to that stage, and a
+    second unit brings the sum of channels back to the stage's width. The supporters themselves are no part
+    of it: gradients end at their logits, and its file holds its own tensors only.
+
+    Args:
+        encoder, plan: see `Decoder`.
+        supporters: classes of each supporter, background included, in the order they are handed in.
+    """
+
+    def __init__(self, encoder: Plan, plan: DecoderPlan, supporters: Sequence[int]) -> None:
+        super().__init__(encoder, plan)
+        point = (1, 1, 1)
+        self.reads, self.joins = nn.ModuleList(), nn.ModuleList()
+        for up in self.up:
+            assert isinstance(up, nn.ConvTranspose3d)
+            width = up.out_channels
+            self.reads.append(nn.ModuleList(ConvUnit(n, n, point) for n in supporters))
+            self.joins.append(ConvUnit(width + sum(supporters), width, point))
+        self.reads.apply(_initialise)
+        self.joins.apply(_initialise)
+
+    def raised(self, stage: int, x: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """The feature from below joined with what the supporters say at this stage."""
+        reads = self.reads[stage]
+        assert isinstance(reads, nn.ModuleList)
+        told = [read(logits.detach()) for read, logits in zip(reads, others, strict=True)]
+        return self.joins[stage](torch.cat([x, *told], dim=1))  # type: ignore[no-any-return]
+
+
+class LogitSupported(Decoder):
+    """A decoder whose logits its supporters' logits refine (the second publication of the code).
+
+    At every level: own and supporters' logits -> 3x3x3 unit to twice their number -> 1x1x1 convolution to the
+    own classes, times one learnable gate, added to the own logits. What leaves it is no longer linear in the
+    features, so its logits are blended.
+    """
+
+    linear = False
+
+    def __init__(self, encoder: Plan, plan: DecoderPlan, supporters: Sequence[int]) -> None:
+        super().__init__(encoder, plan)
+        joined = plan.outputs + sum(supporters)
+        self.refine = nn.ModuleList(
+            nn.Sequential(
+                ConvUnit(joined, 2 * joined, (3, 3, 3)), nn.Conv3d(2 * joined, plan.outputs, (1, 1, 1))
+            )
+            for _ in self.heads
+        )
+        self.gate = nn.Parameter(torch.tensor(0.5))
+        self.refine.apply(_initialise)
+
+    def forward(self, skips: Sequence[Tensor], others: Sequence[Sequence[Tensor]] = ()) -> list[Tensor]:
+        own = self.logits(self.stages(skips))
+        return [self.refined(level, x, [o[level] for o in others]) for level, x in enumerate(own)]
+
+    def refined(self, level: int, own: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Own logits of a level (0 is full resolution) and what the supporters add to them."""
+        joined = torch.cat([own, *(logits.detach() for logits in others)], dim=1)
+        return own + self.gate * self.refine[level](joined)
+
+    def blended(self, skips: Sequence[Tensor], others: Sequence[Sequence[Tensor]] = ()) -> Tensor:
+        """Full-resolution refined logits, B outputs KJI; the coarser levels are not worked out."""
+        own = classes(self.readout, self.stages(skips)[-1])
+        return self.refined(0, own, [logits[0] for logits in others])
+
+    def both(
+        self, skips: Sequence[Tensor], others: Sequence[Sequence[Tensor]] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Full-resolution refined logits, and those of all levels."""
+        logits = self(skips, others)
+        return logits[0], logits
+
+
+SUPPORTED: dict[str, type[FeatureSupported] | type[LogitSupported]] = {
+    "feature": FeatureSupported,
+    "logits": LogitSupported,
+}
+
+
 class ContinualNet(nn.Module):
-    """One encoder and any number of heads; adding a head changes no tensor of the others."""
+    """One encoder and any number of heads; adding a head changes no tensor of the others.
+
+    Attributes:
+        supporters: names of the heads that a head reads, of heads that read any.
+    """
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.plan = plan
         self.encoder = Encoder(plan)
         self.decoders = nn.ModuleDict()
+        self.supporters: dict[str, tuple[str, ...]] = {}
 
-    def add(self, name: str, plan: DecoderPlan) -> Decoder:
-        """A new head's decoder, freshly initialised."""
-        decoder = Decoder(self.plan, plan)
+    def add(
+        self, name: str, plan: DecoderPlan, supporters: Sequence[str] = (), design: str = "feature"
+    ) -> Decoder:
+        """A new head's decoder, freshly initialised; no other head is touched.
+
+        Args:
+            name: of the head; plan: of its decoder.
+            supporters: heads that are there already, whose logits it reads.
+            design: how it reads them, a key of `SUPPORTED`.
+        """
+        if supporters:
+            counts = [self.decoders[s].plan.outputs for s in supporters]
+            decoder: Decoder = SUPPORTED[design](self.plan, plan, counts)
+            self.supporters[name] = tuple(supporters)
+        else:
+            decoder = Decoder(self.plan, plan)
+            self.supporters.pop(name, None)
         self.decoders[name] = decoder
         return decoder
 
+    def others(self, name: str, logits: Mapping[str, list[Tensor]]) -> list[list[Tensor]]:
+        """The logits that a head reads, of its supporters in their order."""
+        return [logits[s] for s in self.supporters.get(name, ())]
+
+    def told(self, skips: Sequence[Tensor], order: Sequence[str]) -> dict[str, list[Tensor]]:
+        """Logits of heads at all levels, full resolution first; `order` has supporters before readers."""
+        logits: dict[str, list[Tensor]] = {}
+        for name in order:
+            logits[name] = self.decoders[name](skips, self.others(name, logits))
+        return logits
+
+    def blended(self, skips: Sequence[Tensor], order: Sequence[str]) -> dict[str, Tensor]:
+        """What each head hands to the engine, every head run once; see `Decoder.blended`."""
+        read = {s for name in order for s in self.supporters.get(name, ())}
+        logits: dict[str, list[Tensor]] = {}
+        blended: dict[str, Tensor] = {}
+        for name in order:
+            decoder, others = self.decoders[name], self.others(name, logits)
+            assert isinstance(decoder, Decoder)
+            if name in read:
+                blended[name], logits[name] = decoder.both(skips, others)
+            else:
+                blended[name] = decoder.blended(skips, others)
+        return blended
+
     def forward(self, x: Tensor, heads: Sequence[str]) -> dict[str, list[Tensor]]:
-        """Logits of the named heads with the encoder run once."""
-        skips = self.encoder(x)
-        return {name: self.decoders[name](skips) for name in heads}
+        """Logits of the named heads with the encoder run once; supporters are named before their readers."""
+        return self.told(self.encoder(x), heads)
 
 
 def plan_from(numbers: Mapping[str, Any]) -> Plan:

@@ -62,6 +62,7 @@ class Task:
         cache_gib: most memory the prepared cases may take; what does not fit is read from disk.
         accumulate: parts of a batch that go through the network one after the other (less memory).
         teach: the system's own settings, see its learner.
+        supports: heads of the model whose outputs the new one reads; they stay as they are.
     """
 
     head: str
@@ -84,6 +85,7 @@ class Task:
     cache_gib: float = 2.0
     accumulate: int = 1
     teach: Mapping[str, Any] = field(default_factory=dict)
+    supports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [case.name for case in self.cases]

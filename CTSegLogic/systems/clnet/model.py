@@ -13,13 +13,22 @@ from CTSegLogic.engine.device import MemoryPlan, overridden, pick_device, plan_m
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.window import Tiling
 from CTSegLogic.files.weights import ensure, file_sha256
-from CTSegLogic.nets.clnet import ContinualNet, Decoder, DecoderPlan, Plan, classes, plan_from
+from CTSegLogic.nets.clnet import (
+    SUPPORTED,
+    ContinualNet,
+    Decoder,
+    DecoderPlan,
+    Plan,
+    classes,
+    plan_from,
+)
 from CTSegLogic.systems.tensors import load_strictly, read_tensors
 from CTSegLogic.values.card import Card, Head
-from CTSegLogic.values.errors import CTSegError
+from CTSegLogic.values.errors import CardInvalid, CTSegError
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.prompt import Ask
 from CTSegLogic.values.run import Run
+from CTSegLogic.values.supports import support_order
 
 _FAST_OVERLAP = 0.25
 ENCODER = "encoder"
@@ -39,11 +48,14 @@ class Model:
         self.net.requires_grad_(False)
 
     def decoder(self, head: Head) -> Decoder:
-        """The decoder of a head, loaded and checked at first use."""
+        """The decoder of a head, loaded and checked at first use, with those of its supporters."""
+        for supporter in support_order(supports_of(self.card), [head.name])[:-1]:
+            self.decoder(self.card.head(supporter))
         if head.name not in self.net.decoders:
             path = ensure(self.card, (head.file,))[head.file]
             tensors = read_tensors(path)
-            decoder = self.net.add(head.name, decoder_plan(self.card, len(head.structures) + 1))
+            plan = decoder_plan(self.card, len(head.structures) + 1)
+            decoder = self.net.add(head.name, plan, head.supports, design_of(self.card, head.name))
             load_strictly(decoder, tensors, f"{self.card.name}'s head {head.name}")
             decoder.to(self.device).eval().requires_grad_(False)
             self.sums[head.file] = file_sha256(path)
@@ -53,18 +65,25 @@ class Model:
 
     def used(self, ask: Ask) -> dict[str, str]:
         """SHA-256 of the files that a request used."""
-        names = [self.card.encoder, *(head.file for head, _ in ask.heads)]
+        order = support_order(supports_of(self.card), [head.name for head, _ in ask.heads])
+        names = [self.card.encoder, *(self.card.head(name).file for name in order)]
         return {name: self.sums[name] for name in names if name in self.sums}
 
     def once(self, decoders: Sequence[Any], readouts: Sequence[Readout]) -> Streams:
-        """The network: tiles -> one stream per head, features or logits as its readout takes them."""
+        """The network: tiles -> one stream per head, features or logits as its readout takes them.
+
+        The encoder runs once, then each head and each supporter once, supporters first.
+        """
+        read = {name: self.net.supporters.get(name, ()) for name in self.net.decoders}
+        order = support_order(read, [head.name for head, _, _ in decoders])
 
         def once(tiles: Tensor) -> list[Tensor]:
-            skips = self.net.encoder(tiles)
-            features = [decoder.features(skips) for _, _, decoder in decoders]
+            blended = self.net.blended(self.net.encoder(tiles), order)
             return [
-                f if r.matrix is not None else classes(decoder.readout, f)
-                for f, r, (_, _, decoder) in zip(features, readouts, decoders, strict=True)
+                classes(decoder.readout, blended[head.name])
+                if r.matrix is None and decoder.linear
+                else blended[head.name]
+                for r, (head, _, decoder) in zip(readouts, decoders, strict=True)
             ]
 
         return once
@@ -82,6 +101,26 @@ class Model:
         return plan_memory(tiling, work.shape, channels, tile_bytes, self.device, run)
 
 
+def supports_of(card: Card) -> dict[str, tuple[str, ...]]:
+    """The heads that each head of a card reads."""
+    return {head.name: head.supports for head in card.heads}
+
+
+def design_of(card: Card, head: str) -> str:
+    """How a head reads its supporters: "feature" or "logits", as the card's `network` says.
+
+    Raises:
+        CardInvalid: it says something else.
+    """
+    design = str(dict(card.network.get("supports", {})).get(head, "feature"))
+    if design not in SUPPORTED:
+        raise CardInvalid(
+            seen=f"The head {head!r} of {card.name} reads its supporters by {design!r}.",
+            hint=f"Known are {' and '.join(SUPPORTED)}.",
+        )
+    return design
+
+
 def decoder_plan(card: Card, outputs: int) -> DecoderPlan:
     """The decoder of a head with so many outputs, by the card's numbers."""
     numbers = dict(card.network.get("decoder", {}))
@@ -92,7 +131,7 @@ def readout_of(decoder: Decoder, head: Head, work: Grid, scan: Grid, mode: Any) 
     """How a head's channels become labels; `mode` is "nearest" or "smooth"."""
     outputs, features = decoder.readout.shape
     # Blending is linear, so the smaller of features and logits is blended; both give the same labels.
-    use_features = features < outputs
+    use_features = decoder.linear and features < outputs
     return Readout(
         channels=features if use_features else outputs,
         model=work,
