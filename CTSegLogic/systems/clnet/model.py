@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from CTSegLogic.engine.compilers import Streams
-from CTSegLogic.engine.device import MemoryPlan, overridden, pick_device, plan_memory
+from CTSegLogic.engine.device import MemoryPlan, free_bytes, overridden, pick_device, plan_memory
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.window import Tiling
 from CTSegLogic.files.weights import ensure, file_sha256
@@ -31,6 +33,8 @@ from CTSegLogic.values.run import Run
 from CTSegLogic.values.supports import support_order
 
 _FAST_OVERLAP = 0.25
+_NETWORK_SHARE = 0.5  # of the free memory for heads that run together
+_RING_BYTES = 2 << 30  # most that one pass blends: another pass costs one encoder, not a decoder per head
 ENCODER = "encoder"
 
 
@@ -90,15 +94,43 @@ class Model:
 
     def tiled(self, work: Grid, readouts: Sequence[Readout], run: Run) -> MemoryPlan:
         """Tiles and memory of a run over a working grid."""
+        channels = sum(r.channels for r in readouts)
+        tile = self._tile_bytes(run, max(r.channels for r in readouts)) + channels * self._stream_bytes(run)
+        return plan_memory(self._tiling(run), work.shape, channels, tile, self.device, run)
+
+    def most_channels(self, work: Grid, readouts: Sequence[Readout], run: Run) -> int:
+        """How many channels may be blended in one pass over a working grid.
+
+        Heads whose channels are more than that go through in several passes, the encoder with each: memory
+        then does not grow with the number of heads.
+        """
+        patch = self._tiling(run).patch_kji
+        plane = max(work.shape[1], patch[1]) * max(work.shape[2], patch[2])
+        ring = 4 * patch[0] * plane  # bytes of a channel
+        free = free_bytes(self.device, run) * _NETWORK_SHARE
+        left = free - self._tile_bytes(run, max(r.channels for r in readouts))
+        if self.device.type == "cpu":
+            return int(min(left / (ring + self._stream_bytes(run)), _RING_BYTES / ring))
+        # Beside an accelerator the ring may lie in main memory.
+        memory = free_bytes(torch.device("cpu"), replace(run, memory_gib=None)) * _NETWORK_SHARE
+        return int(min(left / self._stream_bytes(run), memory / ring, _RING_BYTES / ring))
+
+    def _tiling(self, run: Run) -> Tiling:
         prepare = self.card.prepare
         overlap = _FAST_OVERLAP if run.quality == "fast" else prepare.overlap
         patch = run.overrides.window or prepare.patch_kji
-        tiling = overridden(Tiling(patch_kji=patch, overlap=overlap, blend=prepare.blend), self.device, run)
-        # About eight full-resolution maps of the widest level live at once in an encoder-decoder.
-        width = max(self.net.plan.channels[0], *(r.channels for r in readouts))
-        tile_bytes = int(np.prod(patch)) * width * 4 * 8
-        channels = sum(r.channels for r in readouts)
-        return plan_memory(tiling, work.shape, channels, tile_bytes, self.device, run)
+        return overridden(Tiling(patch_kji=patch, overlap=overlap, blend=prepare.blend), self.device, run)
+
+    def _stream_bytes(self, run: Run) -> int:
+        """Of one channel of one tile, as the network hands it out."""
+        return int(np.prod(self._tiling(run).patch_kji)) * 4
+
+    def _tile_bytes(self, run: Run, widest: int) -> int:
+        """The network's activations for one tile.
+
+        About eight full-resolution maps of the widest level live at once in an encoder-decoder.
+        """
+        return self._stream_bytes(run) * max(self.net.plan.channels[0], widest) * 8
 
 
 def supports_of(card: Card) -> dict[str, tuple[str, ...]]:
@@ -127,11 +159,23 @@ def decoder_plan(card: Card, outputs: int) -> DecoderPlan:
     return DecoderPlan(outputs=outputs, **numbers)
 
 
-def readout_of(decoder: Decoder, head: Head, work: Grid, scan: Grid, mode: Any) -> Readout:
-    """How a head's channels become labels; `mode` is "nearest" or "smooth"."""
+def readout_of(
+    decoder: Decoder,
+    head: Head,
+    work: Grid,
+    scan: Grid,
+    mode: Any,
+    *,
+    mirrored: bool = False,
+    own: bool = True,
+) -> Readout:
+    """How a head's channels become labels; `mode` is "nearest" or "smooth".
+
+    Where a tile is averaged with its mirror image, classes change places: that takes logits.
+    """
     outputs, features = decoder.readout.shape
     # Blending is linear, so the smaller of features and logits is blended; both give the same labels.
-    use_features = decoder.linear and features < outputs
+    use_features = decoder.linear and features < outputs and not mirrored
     return Readout(
         channels=features if use_features else outputs,
         model=work,
@@ -140,6 +184,7 @@ def readout_of(decoder: Decoder, head: Head, work: Grid, scan: Grid, mode: Any) 
         matrix=decoder.readout if use_features else None,
         activation=head.activation,
         mode=mode,
+        own=own,
     )
 
 
