@@ -109,6 +109,7 @@ class Run:
         workers: threads for resampling and reading.
         seed: of every random number.
         quality, overrides: see `Request`; a session takes them from there.
+        devices: several, among which the heads of a scan are shared out (clnet); () means `device` alone.
         progress: called with a fraction 0..1 and the stage's name.
         cancelled: asked between tiles; True stops the run with `Cancelled`.
     """
@@ -121,6 +122,7 @@ class Run:
     seed: int = 0
     quality: Quality = "balanced"
     overrides: Overrides = field(default_factory=Overrides)
+    devices: tuple[str, ...] = ()
     progress: Callable[[float, str], None] = _silent
     cancelled: Callable[[], bool] = _never
 

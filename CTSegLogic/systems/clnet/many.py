@@ -18,6 +18,7 @@ from CTSegLogic.engine.origin import Stages
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.standing import Standing
 from CTSegLogic.files.segfile import write_segmentation
+from CTSegLogic.systems.clnet.model import decoder_plan
 from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.errors import GridMismatch
 from CTSegLogic.values.grid import Box, Grid
@@ -79,10 +80,14 @@ def merged_heads(ask: Ask, run: Run, among: Sequence[Structure] = ()) -> frozens
 
 
 def groups_of(ask: Ask, merged: frozenset[str]) -> list[tuple[int, ...]]:
-    """Places of the ask's heads in groups that must run together: merged ones with structures in common."""
+    """Places of the ask's heads in groups that run together.
+
+    Merged heads stay with those that have structures in common with them, all with the heads they read.
+    """
     places = {head.name: n for n, (head, _) in enumerate(ask.heads)}
     marks = {
-        head.name: [f"structure {s.key}" for s in wanted] if head.name in merged else []
+        head.name: [f"head {name}" for name in (head.name, *head.supports)]
+        + ([f"structure {s.key}" for s in wanted] if head.name in merged else [])
         for head, wanted in ask.heads
     }
     return [tuple(places[name] for name in family) for family in families(marks)]
@@ -271,9 +276,10 @@ def _origin(origins: Sequence[Origin], clock: Stages) -> Origin:
     return replace(first, cards=cards, seconds=seconds, warnings=warnings)
 
 
-def decoder_cost(head: Head, width: int) -> float:
-    """Relative time of a head's decoder: its convolutions grow with the square of its width.
+def cost_of(card: Card, head: Head) -> float:
+    """Relative time of a head's decoder, from the width of its decoder.
 
     Published figures (GMAC per 112x96x128 patch) are 329.7, 111.8 and 41.7 at base 32, 16 and 8.
     """
-    return 41.7 * (max(width, 1) / 8) ** 1.49 + 0.1 * len(head.structures)
+    plan = decoder_plan(card, len(head.structures) + 1)
+    return float(41.7 * (plan.base / 8) ** 1.49)
