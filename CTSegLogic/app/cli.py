@@ -308,16 +308,16 @@ def _worker(sub: Any) -> None:
 
 
 def _run_of(options: argparse.Namespace, stop: threading.Event) -> Run:
+    named = (getattr(options, "head_devices", None) or "").split(",")
+    devices = tuple(name.strip() for name in named if name.strip())
     return Run(
-        device=getattr(options, "device", "auto"),
+        device=devices[0] if len(devices) == 1 else getattr(options, "device", "auto"),
         precision=getattr(options, "precision", "auto"),
         backend=getattr(options, "backend", "torch"),
         memory_gib=getattr(options, "memory", None),
         workers=getattr(options, "workers", 2),
         overrides=overrides_of(options),
-        devices=tuple(
-            d for d in (getattr(options, "head_devices", None) or "").replace(" ", "").split(",") if d
-        ),
+        devices=devices if len(devices) > 1 else (),
         progress=Bar(sys.stderr),
         cancelled=stop.is_set,
     )

@@ -10,7 +10,7 @@ anything is claimed): nothing here has one entry per class and voxel of the scan
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,18 +22,11 @@ from CTSegLogic.engine.readout import Plane, Readout
 from CTSegLogic.engine.standing import Standing, rank_of
 from CTSegLogic.engine.window import Sink
 from CTSegLogic.values.card import Head
+from CTSegLogic.values.settling import reliability
 from CTSegLogic.values.structures import Structure
 from CTSegLogic.values.supports import families
 
-UNMEASURED = 0.5  # reliability of what nobody has measured
 _GATHER = 1 << 15  # contested voxels looked at together
-
-
-def reliability(head: Head, key: str) -> float:
-    """How far a head is trusted with a structure: its measured Dice, `UNMEASURED` where there is none."""
-    figures = head.measured.get(key)
-    dice = figures.get("dice_mean") if isinstance(figures, Mapping) else None
-    return float(dice) if isinstance(dice, int | float) and 0 < dice <= 1 else UNMEASURED
 
 
 @dataclass(kw_only=True, eq=False)

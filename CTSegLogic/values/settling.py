@@ -7,14 +7,14 @@ what one and the same model put on top of each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from CTSegLogic.values.card import Card
+from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.grid import Box
 from CTSegLogic.values.prediction import Conflict, Entry, Layer, Prediction
 from CTSegLogic.values.relations import may_overlap
@@ -22,11 +22,16 @@ from CTSegLogic.values.relations import may_overlap
 UNMEASURED = 0.5  # reliability of what nobody has measured
 
 
+def reliability(head: Head, key: str) -> float:
+    """How far a head is trusted with a structure: its measured Dice, `UNMEASURED` where there is none."""
+    figures = head.measured.get(key)
+    dice = figures.get("dice_mean") if isinstance(figures, Mapping) else None
+    return float(dice) if isinstance(dice, int | float) and 0 < dice <= 1 else UNMEASURED
+
+
 def trust_in(card: Card, key: str) -> float:
-    """How far a model is trusted with a structure: its best measured Dice, or `UNMEASURED`."""
-    figures = [head.measured.get(key) for head in card.heads if key in head.structures]
-    dice = [f["dice_mean"] for f in figures if isinstance(f, dict) and isinstance(f.get("dice_mean"), float)]
-    return max(dice, default=UNMEASURED)
+    """How far a model is trusted with a structure: as far as the best of its heads that find it."""
+    return max((reliability(head, key) for head in card.heads if key in head.structures), default=UNMEASURED)
 
 
 def settled(predictions: Sequence[Prediction], trust: Callable[[int, str], float]) -> list[Prediction]:

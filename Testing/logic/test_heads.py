@@ -13,6 +13,7 @@ from tiny import KEYS, NETWORK
 from CTSegLogic.app.cli import main
 from CTSegLogic.app.heads import dealt, segment_shared
 from CTSegLogic.app.session import Session
+from CTSegLogic.files.images import read_image
 from CTSegLogic.files.segfile import read_segmentation, write_nifti
 from CTSegLogic.files.weights import file_spec
 from CTSegLogic.nets.clnet import ContinualNet, DecoderPlan, plan_from
@@ -73,6 +74,7 @@ def test_passes_of_few_heads_give_the_labels_of_one_pass(a_card_of_four, a_tilte
     assert not same(one, apart)
 
 
+@pytest.mark.slow
 def test_heads_shared_between_two_processes_give_the_labels_of_one(a_card_of_four, a_tilted_ct):
     run = replace(CPU, quality="fast")
     ask = resolve(Everything(), a_card_of_four)
@@ -106,7 +108,7 @@ def test_every_heads_own_answer_is_written_on_request(a_card_of_four, a_tilted_c
     assert written == ["kidneys.nii.gz", "livers.nii.gz", "others.nii.gz", "third.nii.gz"]
     run = replace(CPU, quality="fast", overrides=Overrides(merge=False))
     request = Request(card=str(a_card_of_four.folder), quality="fast", overrides=run.overrides)
-    own = Session(run).segment(a_tilted_ct, request)
+    own = Session(run).segment(read_image([scan], modality="CT"), request)
     kept = read_segmentation(folder / "kidneys.nii.gz")
     assert np.array_equal(kept.mask("kidney_left"), own.mask("kidney_left"))
     conflicts = json.loads(report.read_text())["origin"]["conflicts"]

@@ -11,16 +11,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from CTSegLogic.engine.merge import UNMEASURED, Member, Merger, reliability
+from CTSegLogic.engine.merge import Member, Merger
 from CTSegLogic.engine.origin import Stages
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.systems.clnet.many import Claims, concluded
 from CTSegLogic.values.card import Head
 from CTSegLogic.values.grid import Grid
-from CTSegLogic.values.prediction import Origin
+from CTSegLogic.values.prediction import Entry, Origin, Prediction, layer_of, merge
 from CTSegLogic.values.prompt import Ask
 from CTSegLogic.values.relations import contains, host_of, may_overlap, slots
 from CTSegLogic.values.run import Overrides, Run
+from CTSegLogic.values.settling import UNMEASURED, reliability, settled
 from CTSegLogic.values.structures import Structure, vocabulary
 
 WORDS = vocabulary()
@@ -322,6 +323,34 @@ def test_every_name_in_the_table_of_relations_is_known():
             for part in parts:
                 assert part[1:] in groups if part.startswith("@") else part in WORDS, part
     assert all(lesion in WORDS and organ in WORDS for lesion, organ in table["hosts"].items())
+
+
+def a_model(key, rows, confidence=0.9):
+    labels = np.zeros(GRID.shape, np.uint8)
+    labels[:, rows[0] : rows[1]] = 1
+    layer = layer_of(labels, [1])
+    ml = float(labels.sum()) * GRID.voxel_ml
+    entry = Entry(structure=WORDS[key], layer=0, value=1, status="found", ml=ml, confidence=confidence)
+    return Prediction(grid=GRID, layers=(layer,), entries=(entry,))
+
+
+def test_models_settle_by_reliability_and_keep_what_may_overlap():
+    models = [a_model("liver", (0, 5)), a_model("spleen", (3, 8)), a_model("gtv_mass", (0, 8))]
+    dice = {"liver": 0.7, "spleen": 0.9, "gtv_mass": 0.1}
+    both = merge(settled(models, lambda _, key: dice[key]))
+    assert np.flatnonzero(both.mask("liver").any((0, 2))).tolist() == [0, 1, 2]
+    assert np.array_equal(both.mask("spleen"), models[1].mask("spleen"))
+    assert both.mask("gtv_mass").all()
+    assert both.entry("liver").ml == pytest.approx(both.mask("liver").sum() * GRID.voxel_ml)
+    (conflict,) = both.origin.conflicts
+    assert (conflict.winner, conflict.loser) == ("spleen", "liver")
+    assert conflict.ml == pytest.approx(2 * 60 * GRID.voxel_ml)
+    assert models[0].mask("liver").sum() == 5 * 60  # what was handed in stays
+    covered = settled([models[0], a_model("spleen", (0, 8))], lambda *_: 0.5)
+    assert np.array_equal(covered[0].mask("liver"), models[0].mask("liver"))  # between equals the first
+    gone = settled([a_model("liver", (3, 5), 0.2), models[1]], lambda *_: 0.5)
+    assert gone[0].entry("liver").status == "absent"
+    assert gone[0].entry("liver").ml == 0
 
 
 def test_reliability_is_the_measured_dice():
