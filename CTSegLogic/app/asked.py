@@ -50,6 +50,9 @@ def overrides_of(options: argparse.Namespace) -> Overrides:
         postprocess=options.postprocess,
         keep_features=options.keep_features,
         keep_features_gib=options.keep_features_gib,
+        merge=not options.no_merge,
+        per_head=getattr(options, "per_head", None),
+        host_mm=options.host_mm,
     )
 
 

@@ -189,6 +189,10 @@ def _tiles(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--keep-features-gib", type=float, default=20.0, metavar="GIB", help="most that DIR may hold"
     )
+    p.add_argument("--no-merge", action="store_true", help="keep every head's own answer where heads meet")
+    p.add_argument(
+        "--host-mm", type=float, metavar="MM", help="drop lesions further than this from their organ"
+    )
 
 
 def _runtime(p: argparse.ArgumentParser, threads: str = "--workers") -> None:
@@ -215,6 +219,12 @@ def _segment(sub: Any) -> None:
     p.add_argument("--naming", choices=_NAMING, default="name")
     p.add_argument("--preview", type=Path, metavar="PNG", help="a picture of the result")
     p.add_argument("--report", type=Path, metavar="JSON", help="volumes, confidence, warnings, seconds")
+    p.add_argument(
+        "--per-head", type=Path, metavar="DIR", help="also one label map per head, before they are merged"
+    )
+    p.add_argument(
+        "--devices", dest="head_devices", metavar="A,B", help="share the heads out, such as cuda:0,cuda:1"
+    )
     p.add_argument("--overwrite", action="store_true", help="replace files that exist")
     p.add_argument("--json", action="store_true", help="the report on stdout instead of the table")
     _asked(p)
@@ -321,13 +331,16 @@ def _worker(sub: Any) -> None:
 
 
 def _run_of(options: argparse.Namespace, stop: threading.Event) -> Run:
+    named = (getattr(options, "head_devices", None) or "").split(",")
+    devices = tuple(name.strip() for name in named if name.strip())
     return Run(
-        device=getattr(options, "device", "auto"),
+        device=devices[0] if len(devices) == 1 else getattr(options, "device", "auto"),
         precision=getattr(options, "precision", "auto"),
         backend=getattr(options, "backend", "torch"),
         memory_gib=getattr(options, "memory", None),
         workers=getattr(options, "workers", 2),
         overrides=overrides_of(options),
+        devices=devices if len(devices) > 1 else (),
         progress=Bar(sys.stderr),
         cancelled=stop.is_set,
     )

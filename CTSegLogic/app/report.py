@@ -24,6 +24,7 @@ from CTSegLogic.values.volume import Volume
 
 _SOFT_TISSUE_HU = (-160.0, 240.0)
 _MARGIN_MM = 40.0  # of anatomy shown around the structures
+_SHOWN = 5  # conflicts in the text; the JSON has all
 _INK, _PAPER = "#e8e8e8", "#111317"
 
 
@@ -83,8 +84,21 @@ def as_text(prediction: Prediction, volume: Volume) -> str:
         )
     spent = ", ".join(f"{stage} {s:.2f}" for stage, s in prediction.origin.seconds.items())
     rows += [f"Warning: {w}" for w in prediction.origin.warnings]
+    rows += _conflicts(prediction)
     rows.append(f"Seconds: {spent}")
     return "\n".join(rows)
+
+
+def _conflicts(prediction: Prediction) -> list[str]:
+    """One line on what heads or models disagreed about, the largest first."""
+    said = [
+        f"{c.winner} over {c.loser} {c.ml:.1f} mL"
+        if c.kind == "organs"
+        else f"{c.winner} averaged {c.ml:.1f} mL"
+        for c in sorted(prediction.origin.conflicts, key=lambda c: -c.ml)
+    ]
+    more = f", and {len(said) - _SHOWN} more" if len(said) > _SHOWN else ""
+    return [f"Conflicts: {', '.join(said[:_SHOWN])}{more}"] if said else []
 
 
 def as_table(prediction: Prediction, volume: Volume) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.prediction import Layer, Prediction, merge
 from CTSegLogic.values.prompt import Ask, Classes, Text, ask_for, describe, notes_of, resolve, wanted_keys
 from CTSegLogic.values.run import Request, Run
+from CTSegLogic.values.settling import settled, trust_in
 from CTSegLogic.values.structures import OUTLINE
 from CTSegLogic.values.volume import Volume
 
@@ -81,6 +82,15 @@ class Session:
 
     def _found(self, card: Card, part: Volume, ask: Ask, run: Run) -> Prediction:
         """What one model finds; on the CPU when an accelerator's memory does not suffice."""
+        if len(run.devices) > 1 and card.system == "clnet":
+            from CTSegLogic.app.crew import runs_for
+            from CTSegLogic.app.heads import segment_shared
+
+            hands = [replace(own, devices=()) for own in runs_for(run, ",".join(run.devices), None)]
+            shared = segment_shared(card, part, ask, hands, run)
+            if shared is not None:
+                return shared
+            run = hands[0]
         system = self.load(card)
         try:
             return system.segment(part, ask, run)
@@ -121,6 +131,8 @@ class Session:
             predictions.append(
                 replace(found, origin=replace(found.origin, warnings=warned + found.origin.warnings))
             )
+        if run.overrides.merge and len(predictions) > 1:
+            predictions = settled(predictions, lambda n, key: trust_in(plan[n][0], key))
         merged = merge(predictions)
         told = (
             *notes_of(request.prompt, [card for card, _ in plan]),

@@ -35,7 +35,7 @@ def cleanup(
     box = Box.around(labels)
     if box is None:
         return labels
-    part = np.ascontiguousarray(labels[box.grown(1).clipped(labels.shape).slices])
+    part = np.require(labels[box.grown(1).clipped(labels.shape).slices], requirements=["C", "W"])
     components, count = cc3d.connected_components(part, connectivity=26, return_N=True)
     sizes = np.bincount(components.ravel(), minlength=count + 1)
     label_of = np.zeros(count + 1, part.dtype)

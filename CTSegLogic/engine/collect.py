@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,21 +29,36 @@ def collect(
         clean: drop specks and fill small holes.
     """
     tidy = cleanup if clean else _as_it_is
-    if head.activation == "softmax":
-        values = [head.structures.index(s.key) + 1 for s in wanted]
-        maps: list[Any] = [(tidy(readout.labels, scan.voxel_ml), values, list(wanted))]
-    else:
-        maps = []
+    first = 1 if head.activation == "softmax" else 0
+
+    def maps() -> Iterator[Labelled]:
+        if first:
+            values = [head.structures.index(s.key) + 1 for s in wanted]
+            yield tidy(readout.labels, scan.voxel_ml), values, wanted
+            return
         for structure in wanted:
             bit = head.structures.index(structure.key)
-            maps.append((bit, [1], [structure]))
-    layers, entries = [], []
-    for what, values, structures in maps:
-        labels = what if isinstance(what, np.ndarray) else tidy(_bit(readout.labels, what), scan.voxel_ml)
+            yield tidy(_bit(readout.labels, bit), scan.voxel_ml), [1], [structure]
+
+    def confidence(structure: Structure) -> float | None:
+        return readout.confidence(head.structures.index(structure.key) + first)
+
+    return layered(maps(), scan, layer, confidence)
+
+
+Labelled = tuple[NDArray[Any], Sequence[int], Sequence[Structure]]  # labels, and what which values mean
+
+
+def layered(
+    maps: Iterable[Labelled], scan: Grid, layer: int, confidence: Callable[[Structure], float | None]
+) -> tuple[list[Layer], list[Entry]]:
+    """Layers and entries of label maps on the scan's grid; the first layer made is number `layer`."""
+    layers: list[Layer] = []
+    entries = []
+    for labels, values, structures in maps:
         made = layer_of(labels, values)
         counts = sum(np.bincount(plane.ravel(), minlength=len(values) + 1) for plane in made.array)
         for number, structure in enumerate(structures, start=1):
-            channel = head.structures.index(structure.key) + (head.activation == "softmax")
             found = int(counts[number]) > 0
             entries.append(
                 Entry(
@@ -52,7 +67,7 @@ def collect(
                     value=number,
                     status="found" if found else "absent",
                     ml=float(counts[number]) * scan.voxel_ml,
-                    confidence=readout.confidence(channel) if found else None,
+                    confidence=confidence(structure) if found else None,
                 )
             )
         layers.append(made)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, distributed
 
 _SMOOTH = 1e-5
 
@@ -42,10 +43,12 @@ def deep_loss(outputs: Sequence[Tensor], labels: Tensor, annotated: Tensor) -> T
 def dice_ce(logits: Tensor, labels: Tensor, annotated: Tensor) -> Tensor:
     """Cross-entropy minus soft Dice of the foreground (Dice over the whole batch, smoothing 1e-5).
 
+    The whole batch is that of all processes that train together, each with its share.
+
     A structure that nobody drew in a case may hide in its background: its probability is counted as
     background there, and it is left out of that case's Dice (the marginal loss of Shi et al., MedIA 2021).
     """
-    log_p = _marginal(F.log_softmax(logits.float(), dim=1), annotated)
+    log_p = _marginal(F.log_softmax(_precise(logits), dim=1), annotated)
     loss = F.nll_loss(log_p, labels)
     p = log_p.exp()
     truth = F.one_hot(labels, p.shape[1]).movedim(-1, 1).to(p.dtype)
@@ -53,11 +56,45 @@ def dice_ce(logits: Tensor, labels: Tensor, annotated: Tensor) -> Tensor:
         p.dtype
     )
     axes = (0, 2, 3, 4)
-    overlap = (p * truth * counted).sum(axes)
-    size = ((p + truth) * counted).sum(axes)
-    present = annotated.any(0)
+    overlap = summed_over_ranks((p * truth * counted).sum(axes))
+    size = summed_over_ranks(((p + truth) * counted).sum(axes))
+    present = summed_over_ranks(annotated.sum(0)) > 0
     dice = (2 * overlap + _SMOOTH) / (size + _SMOOTH)
     return loss - dice[1:][present].mean() if bool(present.any()) else loss
+
+
+class _Summed(torch.autograd.Function):
+    """The sum of a tensor over all processes; what comes back is the sum of what each of them asks for."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        del ctx
+        total = tensor.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        del ctx
+        total = gradients[0].clone()
+        distributed.all_reduce(total)
+        return total
+
+
+def summed_over_ranks(tensor: Tensor) -> Tensor:
+    """A tensor summed over all processes of a training, with gradients; itself in a lone process.
+
+    With gradients averaged afterwards (train/ranks.py), the step is that of one process with the whole batch.
+    """
+    together = distributed.is_available() and distributed.is_initialized()
+    if not together or distributed.get_world_size() == 1:
+        return tensor
+    return _Summed.apply(tensor)  # type: ignore[no-any-return]
+
+
+def _precise(logits: Tensor) -> Tensor:
+    """In single precision at least."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _marginal(log_p: Tensor, annotated: Tensor) -> Tensor:

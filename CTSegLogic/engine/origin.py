@@ -76,4 +76,8 @@ def _wished(run: Run) -> dict[str, str]:
         options["postprocess"] = wish.postprocess
     if wish.keep_features is not None:
         options["features"] = "kept"
+    if not wish.merge:
+        options["merge"] = "off"
+    if wish.host_mm is not None:
+        options["host_mm"] = f"{wish.host_mm:g}"
     return options

@@ -14,7 +14,9 @@ computed.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +34,23 @@ _FEW = 8  # classes up to which blocks gain nothing
 _SAMPLE = 1 << 16  # voxels per slab whose probability is worked out for the confidence
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plane:
+    """A finished plane of labels.
+
+    Attributes:
+        number: of the plane among those of the result.
+        codes: labels (rows, columns).
+        channels: blended channels (F, V) at voxels of the plane, given as flat indices.
+        inside: False where the plane lies outside the readout's window.
+    """
+
+    number: int
+    codes: NDArray[Any]
+    channels: Callable[[NDArray[np.intp]], Tensor]
+    inside: bool = True
+
+
 @dataclass(kw_only=True)
 class Readout:
     """Labels of one stream of channels.
@@ -44,6 +63,9 @@ class Readout:
             exclusive = classes were trained apart but only the best one above 0 counts (the matrix has a
             zero row for class 0).
         mode: nearest or smooth (see the module's text).
+        own: whether it keeps its labels; where several readouts meet (engine/merge.py) they need not.
+        window_k: first slice of the model's grid that may hold anything, and the one after the last; None
+            looks everywhere.
         labels: the result on `scan` after `finish`.
         shares, counts: per class, sum of probabilities and number of the voxels looked at, on the model's
             grid.
@@ -57,35 +79,62 @@ class Readout:
     bias: Tensor | None = None
     activation: Literal["softmax", "sigmoid", "exclusive"] = "softmax"
     mode: Literal["nearest", "smooth"] = "nearest"
+    own: bool = True
+    window_k: tuple[int, int] | None = None
     labels: NDArray[Any] = field(init=False)
     shares: NDArray[np.float64] = field(init=False)
     counts: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
         self.dtype = _code_type(self.classes, self.activation)
-        self.coarse = np.zeros(self.model.shape, self.dtype)
         self.shares = np.zeros(self.classes)
         self.counts = np.zeros(self.classes, np.int64)
         self._smooth = _Smooth(self) if self.mode == "smooth" else None
+        if self.own:
+            self.out = np.zeros(self.shape, self.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the planes of the result: the scan's voxels in the model's order, or the model's voxels."""
+        return self._smooth.shape if self._smooth is not None else self.model.shape
 
     def take(self, start_k: int, slab: Tensor, covered: Tensor) -> None:
         """Reads out slices start_k.. of the stream; voxels that no tile covered are background."""
-        codes = self.decide(slab.reshape(self.channels, -1)).view(slab.shape[1:])
-        codes.masked_fill_(~covered, 0)
-        self.coarse[start_k : start_k + slab.shape[1]] = codes.cpu().numpy().astype(self.dtype)
-        self._count(slab, codes)
+        for plane in self.read(start_k, slab, covered):
+            self.out[plane.number] = plane.codes
+
+    def read(self, start_k: int, slab: Tensor, covered: Tensor) -> Iterator[Plane]:
+        """The planes that slices start_k.. complete, in the same order for all readouts between two grids."""
+        found = self.decide(slab.reshape(self.channels, -1)).view(slab.shape[1:])
+        found.masked_fill_(~covered, 0)
+        for n in range(len(found)):
+            if not self.inside(start_k + n):
+                found[n] = 0
+        self._count(slab, found)
+        codes = found.cpu().numpy().astype(self.dtype)
         if self._smooth is not None:
-            self._smooth.take(start_k, slab)
+            yield from self._smooth.read(start_k, slab, codes)
+            return
+        for n, plane in enumerate(codes):
+            at = partial(_picked, slab[:, n])
+            yield Plane(number=start_k + n, codes=plane, channels=at, inside=self.inside(start_k + n))
+
+    def inside(self, k: int) -> bool:
+        """Whether a slice of the model's grid lies in the window."""
+        return self.window_k is None or self.window_k[0] <= k < self.window_k[1]
 
     def finish(self) -> NDArray[Any]:
         """The labels on the scan's grid."""
+        self.labels = self.placed(self.out)
+        return self.labels
+
+    def placed(self, planes: NDArray[Any]) -> NDArray[Any]:
+        """An array of `shape` on the scan's grid."""
         from CTSegLogic.values.move import move
 
         if self._smooth is not None:
-            self.labels = self._smooth.finish()
-        else:
-            self.labels = move(self.coarse, self.model, self.scan, order=0, outside=0)
-        return self.labels
+            return self._smooth.turned(planes)
+        return move(planes, self.model, self.scan, order=0, outside=0)
 
     def confidence(self, number: int) -> float | None:
         """Mean probability of the voxels given class `number`, or None when it has none."""
@@ -98,6 +147,11 @@ class Readout:
             part = slice(start, start + _VOXELS)
             out[part] = self._decide(features[:, part])
         return out
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Of every class (classes, V), of channels (F, V); of few voxels, for the array has both."""
+        logits = self._logits(features, slice(0, self.classes)).float()
+        return logits.softmax(0) if self.activation == "softmax" else logits.sigmoid()
 
     def _decide(self, features: Tensor) -> Tensor:
         best = codes = None
@@ -166,61 +220,66 @@ class _Smooth:
         # Results are made on the scan's grid with its axes in the model's order and turned back at the end.
         order = [way.axes.index(a) for a in range(3)]
         self.k, self.j, self.i = (taps[n] for n in order)
-        self.out = np.zeros([readout.scan.shape[n] for n in order], readout.dtype)
+        self.shape = tuple(readout.scan.shape[n] for n in order)
         self.order = order
         self.waiting = sorted(range(len(self.k.index)), key=lambda n: (int(self.k.index[n].max()), n))
-        self.last: tuple[int, Tensor] | None = None
+        self.last: tuple[int, Tensor, NDArray[Any]] | None = None
 
-    def take(self, start_k: int, slab: Tensor) -> None:
+    def read(self, start_k: int, slab: Tensor, codes: NDArray[Any]) -> Iterator[Plane]:
         end = start_k + slab.shape[1]
         while self.waiting and int(self.k.index[self.waiting[0]].max()) < end:
-            plane = self.waiting.pop(0)
-            index, weight = self.k.index[plane].tolist(), self.k.weight[plane].tolist()
-            self.out[plane] = self._plane(index, weight, start_k, slab)
-        self.last = (end - 1, slab[:, -1].clone())
+            number = self.waiting.pop(0)
+            index, weight = self.k.index[number].tolist(), self.k.weight[number].tolist()
+            used = [
+                (*self._slice(k, start_k, slab, codes), w)
+                for k, w in zip(index, weight, strict=True)
+                if w > 0
+            ]
+            at = partial(self._at, [(channels, w) for channels, _, w in used])
+            nearest = max(zip(weight, index, strict=True))[1]
+            yield Plane(
+                number=number,
+                codes=self._plane([c for _, c, _ in used], at),
+                channels=at,
+                inside=self.readout.inside(nearest),
+            )
+        self.last = (end - 1, slab[:, -1].clone(), codes[-1])
 
-    def finish(self) -> NDArray[Any]:
-        return self.out.transpose([self.order.index(n) for n in range(3)])
+    def turned(self, planes: NDArray[Any]) -> NDArray[Any]:
+        return planes.transpose([self.order.index(n) for n in range(3)])
 
-    def _plane(self, index: list[int], weight: list[float], start_k: int, slab: Tensor) -> NDArray[Any]:
-        used = [(k, w) for k, w in zip(index, weight, strict=True) if w > 0]
-        coarse = np.stack([self.readout.coarse[k] for k, _ in used])
-        low, high = coarse.min(0), coarse.max(0)
-        corner_low = _cells(low, self.j.index, self.i.index, np.minimum)
-        corner_high = _cells(high, self.j.index, self.i.index, np.maximum)
-        out = corner_low
-        mixed = np.flatnonzero(corner_low != corner_high)
-        if mixed.size:
-            planes = [(self._channels(k, start_k, slab), w) for k, w in used]
-            out.ravel()[mixed] = self._at(planes, mixed)
+    def _plane(self, codes: list[NDArray[Any]], at: Callable[[NDArray[np.intp]], Tensor]) -> NDArray[Any]:
+        coarse = np.stack(codes)
+        out = _cells(coarse.min(0), self.j.index, self.i.index, np.minimum)
+        corner_high = _cells(coarse.max(0), self.j.index, self.i.index, np.maximum)
+        mixed = np.flatnonzero(out != corner_high)
+        for start in range(0, mixed.size, _GATHER):
+            part = mixed[start : start + _GATHER]
+            out.ravel()[part] = self.readout.decide(at(part)).cpu().numpy().astype(self.readout.dtype)
         return out
 
-    def _channels(self, k: int, start_k: int, slab: Tensor) -> Tensor:
+    def _slice(self, k: int, start_k: int, slab: Tensor, codes: NDArray[Any]) -> tuple[Tensor, NDArray[Any]]:
+        """Channels and labels of a slice of the model's grid."""
         if k >= start_k:
-            return slab[:, k - start_k]
+            return slab[:, k - start_k], codes[k - start_k]
         assert self.last is not None
         assert self.last[0] == k
-        return self.last[1]
+        return self.last[1:]
 
-    def _at(self, planes: list[tuple[Tensor, float]], mixed: NDArray[np.intp]) -> NDArray[Any]:
-        """Codes of some scan voxels of a plane (flat indices), from channels interpolated at each."""
-        width = len(self.i.index)
-        codes = []
-        for start in range(0, mixed.size, _GATHER):
-            j, i = np.divmod(mixed[start : start + _GATHER], width)
-            total: Tensor | None = None
-            for channels, wk in planes:
-                flat = channels.reshape(channels.shape[0], -1)
-                for tj in range(self.j.index.shape[1]):
-                    for ti in range(self.i.index.shape[1]):
-                        at = self.j.index[j, tj] * channels.shape[2] + self.i.index[i, ti]
-                        weight = wk * self.j.weight[j, tj] * self.i.weight[i, ti]
-                        index = torch.from_numpy(at).to(flat.device)
-                        part = flat[:, index] * torch.from_numpy(weight.astype(np.float32)).to(flat.device)
-                        total = part if total is None else total.add_(part)
-            assert total is not None
-            codes.append(self.readout.decide(total).cpu().numpy())
-        return np.concatenate(codes).astype(self.readout.dtype)
+    def _at(self, planes: list[tuple[Tensor, float]], index: NDArray[np.intp]) -> Tensor:
+        """Channels (F, V) interpolated at scan voxels of a plane (flat indices)."""
+        j, i = np.divmod(index, len(self.i.index))
+        total: Tensor | None = None
+        for channels, wk in planes:
+            for tj in range(self.j.index.shape[1]):
+                for ti in range(self.i.index.shape[1]):
+                    at = self.j.index[j, tj] * channels.shape[2] + self.i.index[i, ti]
+                    weight = wk * self.j.weight[j, tj] * self.i.weight[i, ti]
+                    part = _picked(channels, at)
+                    part = part * torch.from_numpy(weight.astype(np.float32)).to(part.device)
+                    total = part if total is None else total.add_(part)
+        assert total is not None
+        return total
 
 
 def _cells(plane: NDArray[Any], j: NDArray[np.intp], i: NDArray[np.intp], pick: Any) -> NDArray[Any]:
@@ -245,6 +304,12 @@ def _best(logits: Tensor) -> tuple[Tensor, Tensor]:
     inside = torch.arange(size, device=logits.device)[:, None]
     near = logits.gather(0, (first + inside).clamp_(max=count - 1))
     return blocks.values, first + near.max(0).indices
+
+
+def _picked(channels: Tensor, index: NDArray[np.intp]) -> Tensor:
+    """Channels (F, V) of a plane (F, rows, columns) at flat indices."""
+    flat = channels.reshape(channels.shape[0], -1)
+    return flat[:, torch.from_numpy(index).to(flat.device)]
 
 
 def _sums(index: Tensor, values: Tensor, length: int) -> NDArray[np.float64]:

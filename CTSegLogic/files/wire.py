@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from CTSegLogic.values.errors import CTSegError
 from CTSegLogic.values.grid import Box, Grid
-from CTSegLogic.values.prediction import Entry, Layer, Origin, Prediction
+from CTSegLogic.values.prediction import Conflict, Entry, Layer, Origin, Prediction
 from CTSegLogic.values.prompt import Classes, Everything, Points, Prompt, Text
 from CTSegLogic.values.run import Overrides, Request
 from CTSegLogic.values.structures import structure_from_row, structure_to_row
@@ -119,6 +119,7 @@ def read_result(message: Mapping[str, Any]) -> Prediction:
             options=origin["options"],
             seconds=origin["seconds"],
             warnings=tuple(origin["warnings"]),
+            conflicts=tuple(Conflict(**c) for c in origin.get("conflicts", ())),
         ),
     )
 
@@ -141,16 +142,16 @@ def _grid_in(table: Mapping[str, Any]) -> Grid:
 def _overrides_out(overrides: Overrides | None) -> dict[str, Any] | None:
     if overrides is None:
         return None
-    folder = overrides.keep_features
-    return {**asdict(overrides), "keep_features": str(folder) if folder else None}
+    folders = {"keep_features": overrides.keep_features, "per_head": overrides.per_head}
+    return asdict(overrides) | {name: str(f) if f else None for name, f in folders.items()}
 
 
 def _overrides_in(table: Mapping[str, Any] | None) -> Overrides | None:
     if table is None:
         return None
     values = {key: _tuples(value) for key, value in table.items()}
-    folder = values["keep_features"]
-    return Overrides(**{**values, "keep_features": Path(folder) if folder else None})
+    folders = {name: values.get(name) for name in ("keep_features", "per_head")}
+    return Overrides(**{**values, **{name: Path(f) if f else None for name, f in folders.items()}})
 
 
 def _prompt_out(prompt: Prompt) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-Size = tuple[int, int, int]
+from CTSegLogic.nets.blocks import ConvUnit, Size, classes, initialise
+
 MEMBER = "members."  # in a head's file, before the number of the fold that a tensor is of
-_SLOW = 20480  # batch * channels * k * j up to which torch does not use oneDNN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,44 +74,6 @@ class DecoderPlan:
     join: Literal["concat", "add"] = "concat"
 
 
-class Convolution(nn.Conv3d):
-    """A convolution that oneDNN computes even for one small tile on the CPU.
-
-    torch (2.13, `ConvParams::use_mkldnn`) sends a lone tile with few channels to plain loops that are up to
-    five times slower: in a narrow decoder that is most of the work. Learning, autocast and export go the
-    usual way.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        plain = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
-        small = x.shape[0] == 1 and x[0, ..., 0].numel() <= _SLOW
-        if (
-            not (plain and small and torch.backends.mkldnn.is_available())
-            or torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or torch.is_autocast_enabled("cpu")
-        ):
-            return super().forward(x)
-        assert isinstance(self.padding, tuple)
-        return torch.mkldnn_convolution(
-            x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
-        )
-
-
-class ConvUnit(nn.Sequential):
-    """Convolution, instance normalisation, LeakyReLU(0.01): B C KJI -> B C' KJI/stride."""
-
-    def __init__(
-        self, inputs: int, outputs: int, kernel: Size, stride: Size = (1, 1, 1), *, activate: bool = True
-    ) -> None:
-        padding = [k // 2 for k in kernel]
-        super().__init__(
-            Convolution(inputs, outputs, kernel, stride, padding),
-            nn.InstanceNorm3d(outputs, eps=1e-5, affine=True),
-            nn.LeakyReLU(0.01, inplace=True) if activate else nn.Identity(),
-        )
-
-
 class Encoder(nn.Module):
     """The general encoder: B C KJI -> one tensor per level, the bottleneck last."""
 
@@ -126,7 +88,7 @@ class Encoder(nn.Module):
             units += [ConvUnit(width, width, kernel) for _ in range(plan.convs - 1)]
             self.levels.append(nn.Sequential(*units))
             inputs = width
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         skips = []
@@ -138,7 +100,13 @@ class Encoder(nn.Module):
 
 class Decoder(nn.Module):
     """A head's decoder over the encoder's skips; `features` are full-resolution, `forward` adds deep
-    supervision."""
+    supervision.
+
+    Attributes:
+        linear: whether `blended` are features that the class layer turns into logits; else logits.
+    """
+
+    linear = True
 
     def __init__(self, encoder: Plan, plan: DecoderPlan) -> None:
         super().__init__()
@@ -162,14 +130,18 @@ class Decoder(nn.Module):
             self.blocks.append(nn.Sequential(*units))
             self.heads.append(nn.Conv3d(w, plan.outputs, 1, bias=False))
             below = w
-        self.apply(_initialise)
+        self.apply(initialise)
 
-    def stages(self, skips: Sequence[Tensor]) -> list[Tensor]:
-        """Features of every stage, coarsest first; the last is at full resolution."""
+    def stages(self, skips: Sequence[Tensor], others: Sequence[Sequence[Tensor]] = ()) -> list[Tensor]:
+        """Features of every stage, coarsest first; the last is at full resolution.
+
+        `others` are the logits of each supporter, full resolution first, for decoders that read them.
+        """
         x, stages = skips[-1], []
         for n, skip in enumerate(reversed(skips[:-1])):
             # Odd sizes come back one voxel larger; the published code crops to the common size, too.
             x = self.up[n](x)[..., : skip.shape[-3], : skip.shape[-2], : skip.shape[-1]]
+            x = self.raised(n, x, [logits[-1 - n] for logits in others])
             x = self.blocks[n](self._joined(n, x, skip))
             stages.append(x)
         return stages
@@ -183,6 +155,22 @@ class Decoder(nn.Module):
             return x + projection(skip)
         return x + classes(projection.weight.flatten(1), skip)
 
+    def raised(self, stage: int, x: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """What stage `stage` joins with its skip: the feature from below, here as it is."""
+        del stage, others
+        return x
+
+    def blended(self, skips: Sequence[Tensor], others: Sequence[Sequence[Tensor]] = ()) -> Tensor:
+        """What a tile hands to the engine: full-resolution features before the class layer, B base KJI."""
+        return self.stages(skips, others)[-1]
+
+    def both(
+        self, skips: Sequence[Tensor], others: Sequence[Sequence[Tensor]] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`blended` and the logits of all levels, for a head that is asked for and read by others."""
+        stages = self.stages(skips, others)
+        return stages[-1], self.logits(stages)
+
     def features(self, skips: Sequence[Tensor]) -> Tensor:
         """Full-resolution features before the class layer, B base KJI."""
         return self.stages(skips)[-1]
@@ -194,10 +182,14 @@ class Decoder(nn.Module):
         assert isinstance(head, nn.Conv3d)
         return head.weight.detach()[:, :, 0, 0, 0]
 
-    def forward(self, skips: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, skips: Sequence[Tensor], others: Sequence[Sequence[Tensor]] = ()) -> list[Tensor]:
         """Logits of every stage, full resolution first (deep supervision)."""
+        return self.logits(self.stages(skips, others))
+
+    def logits(self, stages: Sequence[Tensor]) -> list[Tensor]:
+        """The class layer of every stage, full resolution first."""
         matrices = [head.weight.flatten(1) for head in self.heads]
-        return [classes(w, x) for w, x in zip(matrices, self.stages(skips), strict=True)][::-1]
+        return [classes(w, x) for w, x in zip(matrices, stages, strict=True)][::-1]
 
 
 class Ensemble(Decoder):
@@ -231,27 +223,119 @@ class Ensemble(Decoder):
         return weight.detach()[:, :, 0, 0, 0]
 
 
-def classes(matrix: Tensor, x: Tensor) -> Tensor:
-    """A 1x1x1 convolution without bias, (outputs, channels) over B C KJI, as one matrix product.
+class FeatureSupported(Decoder):
+    """A decoder that reads its supporters' logits stage by stage (the first publication of the code).
 
-    On the CPU it is six times faster than the convolution, whose layout changes cost more than its
-    arithmetic.
+    Each supporter's logits of a stage go through a 1x1x1 unit, join the feature raised to that stage, and a
+    second unit brings the sum of channels back to the stage's width. The supporters themselves are no part
+    of it: gradients end at their logits, and its file holds its own tensors only.
+
+    Args:
+        encoder, plan: see `Decoder`.
+        supporters: classes of each supporter, background included, in the order they are handed in.
     """
-    return torch.matmul(matrix.to(x.dtype), x.flatten(2)).unflatten(2, x.shape[2:])
+
+    def __init__(self, encoder: Plan, plan: DecoderPlan, supporters: Sequence[int]) -> None:
+        super().__init__(encoder, plan)
+        point = (1, 1, 1)
+        self.reads, self.joins = nn.ModuleList(), nn.ModuleList()
+        for up in self.up:
+            assert isinstance(up, nn.ConvTranspose3d)
+            width = up.out_channels
+            self.reads.append(nn.ModuleList(ConvUnit(n, n, point) for n in supporters))
+            self.joins.append(ConvUnit(width + sum(supporters), width, point))
+        self.reads.apply(initialise)
+        self.joins.apply(initialise)
+
+    def raised(self, stage: int, x: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """The feature from below joined with what the supporters say at this stage."""
+        reads = self.reads[stage]
+        assert isinstance(reads, nn.ModuleList)
+        told = [read(logits.detach()) for read, logits in zip(reads, others, strict=True)]
+        return self.joins[stage](torch.cat([x, *told], dim=1))  # type: ignore[no-any-return]
+
+
+class LogitSupported(Decoder):
+    """A decoder whose logits its supporters' logits refine (the second publication of the code).
+
+    At every level: own and supporters' logits -> 3x3x3 unit to twice their number -> 1x1x1 convolution to the
+    own classes, times one learnable gate, added to the own logits. What leaves it is no longer linear in the
+    features, so its logits are blended.
+    """
+
+    linear = False
+
+    def __init__(self, encoder: Plan, plan: DecoderPlan, supporters: Sequence[int]) -> None:
+        super().__init__(encoder, plan)
+        joined = plan.outputs + sum(supporters)
+        self.refine = nn.ModuleList(
+            nn.Sequential(
+                ConvUnit(joined, 2 * joined, (3, 3, 3)), nn.Conv3d(2 * joined, plan.outputs, (1, 1, 1))
+            )
+            for _ in self.heads
+        )
+        self.gate = nn.Parameter(torch.tensor(0.5))
+        self.refine.apply(initialise)
+
+    def forward(self, skips: Sequence[Tensor], others: Sequence[Sequence[Tensor]] = ()) -> list[Tensor]:
+        own = self.logits(self.stages(skips))
+        return [self.refined(level, x, [o[level] for o in others]) for level, x in enumerate(own)]
+
+    def refined(self, level: int, own: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Own logits of a level (0 is full resolution) and what the supporters add to them."""
+        joined = torch.cat([own, *(logits.detach() for logits in others)], dim=1)
+        return own + self.gate * self.refine[level](joined)
+
+    def blended(self, skips: Sequence[Tensor], others: Sequence[Sequence[Tensor]] = ()) -> Tensor:
+        """Full-resolution refined logits, B outputs KJI; the coarser levels are not worked out."""
+        own = classes(self.readout, self.stages(skips)[-1])
+        return self.refined(0, own, [logits[0] for logits in others])
+
+    def both(
+        self, skips: Sequence[Tensor], others: Sequence[Sequence[Tensor]] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Full-resolution refined logits, and those of all levels."""
+        logits = self(skips, others)
+        return logits[0], logits
+
+
+SUPPORTED: dict[str, type[FeatureSupported] | type[LogitSupported]] = {
+    "feature": FeatureSupported,
+    "logits": LogitSupported,
+}
 
 
 class ContinualNet(nn.Module):
-    """One encoder and any number of heads; adding a head changes no tensor of the others."""
+    """One encoder and any number of heads; adding a head changes no tensor of the others.
+
+    Attributes:
+        supporters: names of the heads that a head reads, of heads that read any.
+    """
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.plan = plan
         self.encoder = Encoder(plan)
         self.decoders = nn.ModuleDict()
+        self.supporters: dict[str, tuple[str, ...]] = {}
 
-    def add(self, name: str, plan: DecoderPlan) -> Decoder:
-        """A new head's decoder, freshly initialised."""
-        decoder = Decoder(self.plan, plan)
+    def add(
+        self, name: str, plan: DecoderPlan, supporters: Sequence[str] = (), design: str = "feature"
+    ) -> Decoder:
+        """A new head's decoder, freshly initialised; no other head is touched.
+
+        Args:
+            name: of the head; plan: of its decoder.
+            supporters: heads that are there already, whose logits it reads.
+            design: how it reads them, a key of `SUPPORTED`.
+        """
+        if supporters:
+            counts = [self.decoders[s].plan.outputs for s in supporters]
+            decoder: Decoder = SUPPORTED[design](self.plan, plan, counts)
+            self.supporters[name] = tuple(supporters)
+        else:
+            decoder = Decoder(self.plan, plan)
+            self.supporters.pop(name, None)
         self.decoders[name] = decoder
         return decoder
 
@@ -262,10 +346,45 @@ class ContinualNet(nn.Module):
             self.decoders[name] = Ensemble([copy.deepcopy(decoder) for _ in range(count)])
         return self.decoders[name]
 
+    def others(self, name: str, logits: Mapping[str, list[Tensor]]) -> list[list[Tensor]]:
+        """The logits that a head reads, of its supporters in their order."""
+        return [logits[s] for s in self.supporters.get(name, ())]
+
+    def told(self, skips: Sequence[Tensor], order: Sequence[str]) -> dict[str, list[Tensor]]:
+        """Logits of heads at all levels, full resolution first; `order` has supporters before readers."""
+        logits: dict[str, list[Tensor]] = {}
+        for name in order:
+            logits[name] = self.decoders[name](skips, self.others(name, logits))
+        return logits
+
+    def blended(
+        self,
+        skips: Sequence[Tensor],
+        order: Sequence[str],
+        adapted: Mapping[str, Sequence[Tensor]] | None = None,
+    ) -> dict[str, Tensor]:
+        """What each head hands to the engine, every head run once; see `Decoder.blended`.
+
+        Args:
+            skips: of the shared encoder; order: heads, supporters before readers.
+            adapted: skips of heads that changed the encoder for themselves.
+        """
+        read = {s for name in order for s in self.supporters.get(name, ())}
+        logits: dict[str, list[Tensor]] = {}
+        blended: dict[str, Tensor] = {}
+        for name in order:
+            decoder, others = self.decoders[name], self.others(name, logits)
+            assert isinstance(decoder, Decoder)
+            mine = (adapted or {}).get(name, skips)
+            if name in read:
+                blended[name], logits[name] = decoder.both(mine, others)
+            else:
+                blended[name] = decoder.blended(mine, others)
+        return blended
+
     def forward(self, x: Tensor, heads: Sequence[str]) -> dict[str, list[Tensor]]:
-        """Logits of the named heads with the encoder run once."""
-        skips = self.encoder(x)
-        return {name: self.decoders[name](skips) for name in heads}
+        """Logits of the named heads with the encoder run once; supporters are named before their readers."""
+        return self.told(self.encoder(x), heads)
 
 
 def plan_from(numbers: Mapping[str, Any]) -> Plan:
@@ -275,10 +394,3 @@ def plan_from(numbers: Mapping[str, Any]) -> Plan:
 
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-        nn.init.kaiming_normal_(module.weight, a=0.01)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -61,7 +61,16 @@ def over_folds(
         card: the one that grows; task: of the head; folds: each validates once.
         teach: trains a task into a folder; one whose folder has a card already is not trained again.
         ranks: the first process writes.
+
+    Raises:
+        TaskInvalid: decoders of several folds could not answer as one.
     """
+    how = task.teach
+    if how.get("method", "frozen") != "frozen" or (task.supports and how.get("support") == "logits"):
+        raise TaskInvalid(
+            seen="Folds answer together only on one frozen encoder, and not by refined logits.",
+            hint="Leave --folds out, or `method` and `support` of `teach`.",
+        )
     grown = []
     for fold in folds:
         own = folder / f"fold-{fold}"

@@ -187,6 +187,8 @@ def task_of(table: Mapping[str, Any], card: Card, data: Path, home: Path | None 
     chosen = {key: table[key] for key in _TASK & table.keys()}
     chosen.setdefault("patch_kji", card.prepare.patch_kji)
     chosen["patch_kji"] = tuple(chosen["patch_kji"])
+    if "supports" in table:
+        chosen["supports"] = _names(table["supports"])
     named, given = table["dataset"], table.get("mapping")
     parts = list(zip(named, given, strict=False)) if isinstance(named, list) else [(named, given)]
     if isinstance(named, list) and (not isinstance(given, list) or len(given) != len(named)):
@@ -259,6 +261,14 @@ def _names_of(mapping: Any, card: Card) -> Mapping[str, str] | None:
             hint="Give a new class by name in `mapping`, and its number in `teach` under `indices`.",
         )
     return {value: known[index] for value, index in numbers.items()}
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """The heads of `supports`: a list of names, or one name."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TaskInvalid(seen=f"`supports` is no list of heads: {value!r}.", hint='Write ["eyes"].')
+    return tuple(dict.fromkeys(names))
 
 
 def card_of(table: Mapping[str, Any], folder: Path) -> Card:

@@ -24,13 +24,22 @@ class Ranks:
     world: int = 1
 
     def average_(self, parameters: Iterable[Any]) -> None:
-        """Replaces every gradient by its mean over all processes."""
+        """Replaces every gradient by its mean over all processes.
+
+        What got none in any process keeps none, or weights that play no part would decay in several processes
+        and not in one.
+        """
         if self.world == 1:
             return
         import torch
         from torch import distributed
 
-        for p in parameters:
+        trained = list(parameters)
+        having = torch.tensor([float(p.grad is not None) for p in trained], device=trained[0].device)
+        distributed.all_reduce(having)
+        for p, count in zip(trained, having.tolist(), strict=True):
+            if not count:
+                continue
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
             distributed.all_reduce(p.grad)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from CTSegLogic.values.errors import CardInvalid, PromptUnknown
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.structures import Structure, Vocabulary, structure_from_row, suggest, vocabulary
+from CTSegLogic.values.supports import support_order
 
 FORMAT = 1
 _SCHEMES = (
@@ -329,6 +330,9 @@ def _rules(card: Card) -> Iterator[tuple[bool, str]]:
     for head in card.heads:
         for broken, seen in _head_rules(head, card, names):
             yield broken, f"head {head.name!r} {seen}"
+    supports = {head.name: head.supports for head in card.heads if set(head.supports) <= set(names)}
+    if len(supports) == len(names):
+        support_order(supports, names)  # a ring is named by its own error
     for name, spec in card.files.items():
         malformed = spec.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", spec.sha256)
         yield malformed, f"the sha256 of file {name!r} is malformed"

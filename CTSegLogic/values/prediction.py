@@ -58,6 +58,22 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Conflict:
+    """Voxels on which two answers were given.
+
+    Attributes:
+        kind: organs (different structures) or averaged (one structure, heads of different opinion).
+        winner, loser: keys; the same one where it was averaged.
+        ml: how much.
+    """
+
+    kind: Literal["organs", "averaged"]
+    winner: str
+    loser: str
+    ml: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Origin:
     """How a prediction came about; goes into every file written from it.
 
@@ -67,6 +83,7 @@ class Origin:
         options: quality, device, precision and other choices.
         seconds: time per stage.
         warnings: about the scan or the run, one sentence each.
+        conflicts: where heads or models gave different answers, and who was followed.
     """
 
     cards: tuple[Mapping[str, str], ...] = ()
@@ -74,6 +91,7 @@ class Origin:
     options: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -154,6 +172,7 @@ def merge(predictions: Sequence[Prediction]) -> Prediction:
         options=first.origin.options,
         seconds=seconds,
         warnings=tuple(dict.fromkeys(w for p in predictions for w in p.origin.warnings)),
+        conflicts=tuple(c for p in predictions for c in p.origin.conflicts),
     )
     return Prediction(grid=first.grid, layers=tuple(layers), entries=tuple(entries), origin=origin)
 

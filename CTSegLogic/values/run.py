@@ -43,6 +43,10 @@ class Overrides:
         keep_features: a folder in which features of a scan are kept, so that asking for other structures
             of it needs no network call; only for models whose classes share features (vista3d, ctmr).
         keep_features_gib: the most that folder may hold; the least recently used are removed.
+        merge: whether the answers of several heads or models are settled where they meet; False keeps each
+            one's own.
+        per_head: a folder into which every head's own label map is written as well (clnet).
+        host_mm: lesions further than this from the organ they belong to are taken away; None keeps them.
     """
 
     window: tuple[int, int, int] | None = None
@@ -51,6 +55,9 @@ class Overrides:
     postprocess: Literal["cpu", "device"] | None = None
     keep_features: Path | None = None
     keep_features_gib: float = 20.0
+    merge: bool = True
+    per_head: Path | None = None
+    host_mm: float | None = None
 
     def __post_init__(self) -> None:
         for broken, seen, hint in (
@@ -79,6 +86,11 @@ class Overrides:
                 f"{self.keep_features_gib} GiB hold no features.",
                 "Give a number above 0.",
             ),
+            (
+                self.host_mm is not None and not self.host_mm >= 0,
+                f"A reach of {self.host_mm} mm around an organ is impossible.",
+                "Give 0 or more.",
+            ),
         ):
             if broken:
                 raise SettingInvalid(seen=seen, hint=hint)
@@ -97,6 +109,7 @@ class Run:
         workers: threads for resampling and reading.
         seed: of every random number.
         quality, overrides: see `Request`; a session takes them from there.
+        devices: several, among which the heads of a scan are shared out (clnet); () means `device` alone.
         progress: called with a fraction 0..1 and the stage's name.
         cancelled: asked between tiles; True stops the run with `Cancelled`.
     """
@@ -109,6 +122,7 @@ class Run:
     seed: int = 0
     quality: Quality = "balanced"
     overrides: Overrides = field(default_factory=Overrides)
+    devices: tuple[str, ...] = ()
     progress: Callable[[float, str], None] = _silent
     cancelled: Callable[[], bool] = _never
 

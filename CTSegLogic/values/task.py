@@ -68,6 +68,7 @@ class Task:
         prune: True, or numbers of `train.prune.Prune`, to prune the head after its epochs.
         ema_from: epoch in which the averaged weights begin (CL-Net: 1); None for the first step, which they
             follow closely then, or for the end of pruning.
+        supports: heads of the model whose outputs the new one reads; they stay as they are.
     """
 
     head: str
@@ -94,6 +95,7 @@ class Task:
     rehearse_share: float = 0.5
     prune: Mapping[str, Any] | bool | None = None
     ema_from: int | None = None
+    supports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [case.name for case in self.cases]

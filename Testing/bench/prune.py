@@ -27,7 +27,7 @@ import torch
 
 from CTSegLogic.app.evaluate import evaluate_model_on
 from CTSegLogic.files.weights import find_card, place_of
-from CTSegLogic.nets.clnet import classes
+from CTSegLogic.nets.blocks import classes
 from CTSegLogic.systems import open_system
 from CTSegLogic.systems.tensors import weights_of
 from CTSegLogic.values.run import Run

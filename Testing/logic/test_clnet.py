@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from CTSegLogic.nets.clnet import ContinualNet, Decoder, DecoderPlan, Encoder, Plan, classes
+from CTSegLogic.nets.blocks import classes
+from CTSegLogic.nets.clnet import ContinualNet, Decoder, DecoderPlan, Encoder, Plan
 from CTSegLogic.systems import open_system
 from CTSegLogic.systems.tensors import load_strictly, read_tensors, write_tensors
 from CTSegLogic.values.card import Head
 from CTSegLogic.values.errors import Cancelled, CardInvalid, WeightsCorrupt, WeightsMismatch
 from CTSegLogic.values.prompt import Classes, Everything, resolve
-from CTSegLogic.values.run import Run
+from CTSegLogic.values.run import Overrides, Run
 
 CPU = Run(device="cpu")
 
@@ -78,7 +79,7 @@ def test_a_result_lies_on_the_scans_grid_and_repeats_bit_for_bit(a_tiny_card, a_
 
 @pytest.mark.parametrize("quality", ["fast", "balanced", "best"])
 def test_one_heads_output_does_not_depend_on_the_others(a_tiny_card, a_tilted_ct, quality):
-    run = replace(CPU, quality=quality)
+    run = replace(CPU, quality=quality, overrides=Overrides(merge=False))
     alone = replace(a_tiny_card, heads=a_tiny_card.heads[:1])
     both = open_system(a_tiny_card, CPU).segment(a_tilted_ct, resolve(Everything(), a_tiny_card), run)
     one = open_system(alone, CPU).segment(a_tilted_ct, resolve(Everything(), alone), run)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from CTSegLogic.nets.clnet import ConvUnit, Decoder, DecoderPlan, Encoder, Plan
+from CTSegLogic.nets.blocks import ConvUnit
+from CTSegLogic.nets.clnet import Decoder, DecoderPlan, Encoder, Plan
 from CTSegLogic.systems import open_system
 from CTSegLogic.systems.clnet.model import decoder_plan
 from CTSegLogic.systems.clnet.narrow import distance

@@ -9,30 +9,43 @@ head's file is written once, and training another head touches neither it nor th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from CTSegLogic.engine.backend import Accelerator
-from CTSegLogic.engine.collect import collect
+from CTSegLogic.engine.backend import Accelerated, Accelerator
 from CTSegLogic.engine.compilers import Streams
-from CTSegLogic.engine.device import autocast
+from CTSegLogic.engine.device import MemoryPlan, autocast
 from CTSegLogic.engine.intensity import scaler
+from CTSegLogic.engine.merge import Merger
 from CTSegLogic.engine.origin import Stages, origin_of
+from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.resample import network_input
 from CTSegLogic.engine.window import slide
 from CTSegLogic.files.shelf import Shelf
 from CTSegLogic.files.weights import threads_named
 from CTSegLogic.systems.clnet.learn import ClNetLearner
+from CTSegLogic.systems.clnet.many import (
+    Claims,
+    concluded,
+    groups_of,
+    kept,
+    merged_heads,
+    merger_of,
+    passes_of,
+    widened,
+)
 from CTSegLogic.systems.clnet.model import Model, check_patch, readout_of
 from CTSegLogic.systems.clnet.narrow import NarrowLearner
 from CTSegLogic.values.card import Card, Head, Prepare
 from CTSegLogic.values.errors import SettingInvalid
-from CTSegLogic.values.prediction import Entry, Layer, Prediction
+from CTSegLogic.values.prediction import Prediction
 from CTSegLogic.values.prompt import Ask
 from CTSegLogic.values.run import Run
+from CTSegLogic.values.structures import Structure
 from CTSegLogic.values.task import Task
 from CTSegLogic.values.volume import Volume
 
@@ -48,6 +61,16 @@ class ClNet(Model):
 
     def segment(self, volume: Volume, ask: Ask, run: Run) -> Prediction:
         """The asked structures on the volume's grid (see the module's text)."""
+        whole = widened(self.card, ask) if run.overrides.merge else ask
+        return concluded([self.claims(volume, whole, run)], volume, ask, run)
+
+    def claims(self, volume: Volume, ask: Ask, run: Run, among: Sequence[Structure] = ()) -> Claims:
+        """What the asked heads find.
+
+        Args:
+            volume: the scan; ask: the heads; run: how.
+            among: all structures of a run of which these heads are a share; others' claims are joined later.
+        """
         _check_overrides(self, run)
         clock = Stages()
         decoders = [(head, wanted, self.decoder(head)) for head, wanted in ask.heads]
@@ -59,35 +82,72 @@ class ClNet(Model):
         occupied = _occupied(image, volume, prepare)
         clock.mark("prepare")
         mode = "nearest" if run.quality == "fast" else "smooth"
-        readouts = [readout_of(decoder, head, work, volume.grid, mode) for head, _, decoder in decoders]
-        plan = self.tiled(work, readouts, run)
         mirrored = run.quality == "best" and all(
             mirror_of(head, self.card) is not None for head, _, _ in decoders
         )
-        call, used = self.once(decoders, readouts), self.used(ask)
-        with self.accelerator.settled(plan), torch.inference_mode():
-            fast = self.accelerator.use(call, image, readouts, plan, run, of=used, occupied=occupied)
-            predict = self._mirrored(fast, decoders) if mirrored else fast
-            with autocast(self.device, run):
-                slide(image, predict, readouts, plan.tiling, run, occupied=occupied)
+        merged = merged_heads(ask, run, among)
+        readouts = [
+            readout_of(
+                decoder,
+                head,
+                work,
+                volume.grid,
+                mode,
+                mirrored=mirrored,
+                own=head.name not in merged or run.overrides.per_head is not None,
+            )
+            for head, _, decoder in decoders
+        ]
+        most = self.most_channels(work, readouts, run)
+        passes = passes_of(groups_of(ask, merged), [r.channels for r in readouts], most)
+        merger = merger_of(ask, readouts, merged, among, len(passes))
+        plan, fast = self._passed(decoders, readouts, passes, (image, occupied), run, merger)
         clock.mark("network")
         run.progress(1.0, "labels")
-        layers: list[Layer] = []
-        entries: list[Entry] = []
-        for readout, (head, wanted, _) in zip(readouts, decoders, strict=True):
-            readout.finish()
-            more, of_head = collect(readout, head, wanted, volume.grid, len(layers))
-            layers += more
-            entries += of_head
+        layers, entries = kept(ask, readouts, merged, volume.grid, run)
         clock.mark("labels")
-        return Prediction(
-            grid=volume.grid,
+        return Claims(
+            standing=merger.standing if merger else None,
+            confidences=merger.confidences() if merger else {},
+            model=work,
+            scan=volume.grid,
+            mode=mode,
             layers=tuple(layers),
             entries=tuple(entries),
             origin=origin_of(
-                self.card, used, ask, run, self.device, clock, plan, fast.notes, backend=fast.name
+                self.card, self.used(ask), ask, run, self.device, clock, plan, fast.notes, backend=fast.name
             ),
         )
+
+    def _passed(
+        self,
+        decoders: Sequence[Any],
+        readouts: Sequence[Readout],
+        passes: Sequence[Sequence[int]],
+        scan: tuple[Tensor, Tensor | None],
+        run: Run,
+        merger: Merger | None,
+    ) -> tuple[MemoryPlan, Accelerated]:
+        """Runs the network over the scan (image, and where it is not empty); the plan of its first pass."""
+        image, occupied = scan
+        told: list[tuple[MemoryPlan, Accelerated]] = []
+        for n, part in enumerate(passes):
+            mine, own = [decoders[m] for m in part], [readouts[m] for m in part]
+            used = self.used(Ask(heads=tuple((head, wanted) for head, wanted, _ in mine)))
+            step = replace(run, progress=_part_of(run, n, len(passes)))
+            plan = self.tiled(own[0].model, own, run)
+            with self.accelerator.settled(plan), torch.inference_mode():
+                call = self.once(mine, own)
+                fast = self.accelerator.use(call, image, own, plan, run, of=used, occupied=occupied)
+                mirrored = run.quality == "best" and all(
+                    mirror_of(h, self.card) is not None for h, _, _ in mine
+                )
+                predict = self._mirrored(fast, mine) if mirrored else fast
+                sinks = own if merger is None else merger.sinks(own)
+                with autocast(self.device, run):
+                    slide(image, predict, sinks, plan.tiling, step, occupied=occupied)
+            told.append((plan, fast))
+        return told[0]
 
     def learner(self, task: Task, run: Run) -> ClNetLearner:
         """A learner for a new head, or for a known one to be trained anew."""
@@ -103,6 +163,11 @@ class ClNet(Model):
             return [(a + b) / 2 for a, b in zip(once(tiles), flipped, strict=True)]
 
         return both
+
+
+def _part_of(run: Run, n: int, count: int) -> Callable[[float, str], None]:
+    """Progress of the n-th of `count` passes, told as progress of the whole."""
+    return lambda fraction, text: run.progress((n + fraction) / count, text)
 
 
 def open_card(card: Card, run: Run) -> ClNet:

@@ -28,7 +28,7 @@ from CTSegLogic.engine.window import slide
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.weights import carried, file_spec
 from CTSegLogic.nets.clnet import Decoder
-from CTSegLogic.systems.clnet.lesson import FREE, head_of, known_head, method_of, with_head
+from CTSegLogic.systems.clnet.lesson import FREE, design_for, head_of, known_head, method_of, with_head
 from CTSegLogic.systems.clnet.lora import PREFIX, Lora
 from CTSegLogic.systems.clnet.model import (
     ENCODER,
@@ -43,6 +43,7 @@ from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.run import Run
+from CTSegLogic.values.supports import support_order
 from CTSegLogic.values.task import Batch, Task
 
 _RANK = 4
@@ -56,6 +57,7 @@ class ClNetLearner:
         card, teach = system.card, task.teach
         self.method = method_of(task, card)
         self.moves = task.train_encoder or self.method in FREE
+        self.design = design_for(task, card, self.method)
         self.head = head_of(task, card)
         check_patch(system.net.plan, task.patch_kji, TaskInvalid)
         self.rehearsed = {old.head: system.decoder(known_head(card, old, old.head)) for old in task.rehearse}
@@ -66,6 +68,10 @@ class ClNetLearner:
         )
         as_before = card.network.get("decoders", {}).get(teach.get("start"), {})
         self.card = with_decoder(card, task.head, teach.get("decoder", as_before))
+        for supporter in task.supports:
+            system.decoder(card.head(supporter))
+        read = {name: system.net.supporters.get(name, ()) for name in system.net.decoders}
+        self.order = support_order(read, task.supports)  # of the heads run beside the one that learns
         torch.manual_seed(task.seed)
         if task.train_encoder:
             system.net.encoder = type(system.net.encoder)(system.net.plan).to(system.device)
@@ -102,10 +108,14 @@ class ClNetLearner:
         """Dice and cross-entropy over all decoder levels."""
         device = self.system.device
         image = batch.image.to(device, non_blocking=True)
-        with torch.set_grad_enabled(self.moves or self.lora is not None):
-            skips = self._skips(image)
+        with torch.set_grad_enabled(self.moves):
+            shared = self.system.net.encoder(image) if self.lora is None or self.order else []
+        skips = shared if self.lora is None else self.lora(self.system.net.encoder, image)
+        with torch.no_grad():  # supporters only tell
+            logits = self.system.net.told(shared, self.order)
+        others = self.system.net.others(self.head.name, logits)
         decoder = self.rehearsed.get(batch.head, self.decoder)
-        return deep_loss(decoder(skips), batch.labels.to(device), batch.annotated.to(device))
+        return deep_loss(decoder(skips, others), batch.labels.to(device), batch.annotated.to(device))
 
     def labels(self, image: NDArray[Any], run: Run) -> NDArray[np.unsignedinteger[Any]]:
         """Channel numbers found in an unscaled image on the working grid (validation)."""
@@ -122,6 +132,13 @@ class ClNetLearner:
                 run.silent(),
             )
         return readout.finish()
+
+    def _network(self) -> dict[str, Any]:
+        """The card's numbers, and how the head reads its supporters."""
+        network = dict(self.card.network)
+        designs = {k: v for k, v in dict(network.pop("supports", {})).items() if k != self.head.name}
+        designs |= {self.head.name: self.design} if self.head.supports else {}
+        return network | ({"supports": designs} if designs else {})
 
     def keep(self, folder: Path) -> Card:
         """Writes what has changed, carries the frozen files over byte for byte, and writes the new card."""
@@ -145,6 +162,7 @@ class ClNetLearner:
             card,
             heads=with_head(card, self.head),
             files=files,
+            network=self._network(),
             encoder=encoder,
             folder=folder,
             limits=(*card.limits, *self._forgotten(old)),
@@ -157,16 +175,10 @@ class ClNetLearner:
         """The head's decoder, random or with the tensors to start from."""
         system, task = self.system, self.task
         plan = decoder_plan(self.card, len(task.structures) + 1, task.head)
-        decoder = system.net.add(task.head, plan).to(system.device)
+        decoder = system.net.add(task.head, plan, task.supports, self.design).to(system.device)
         if start:
             load_strictly(decoder, start, f"{self.card.name}'s head {task.teach['start']}")
         return decoder
-
-    def _skips(self, image: Tensor) -> Sequence[Tensor]:
-        if self.lora is not None:
-            return self.lora(self.system.net.encoder, image)
-        skips: Sequence[Tensor] = self.system.net.encoder(image)
-        return skips
 
     def _forgotten(self, old: Sequence[Head]) -> tuple[str, ...]:
         """What a user must know of heads whose encoder moved without them."""

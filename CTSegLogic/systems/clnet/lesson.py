@@ -5,18 +5,22 @@ A task's `teach` may hold
     "decoder": {"base": 8, "convs": 1, "join": "add"}   numbers of this head's own decoder, see DecoderPlan
     "start": HEAD                                       go on from that head's weights instead of random ones
     "narrow": {...}                                     see narrow.py
+    "support": "feature" | "logits"                     how it reads the heads of `supports`
 """
 
 from __future__ import annotations
 
+from CTSegLogic.nets.clnet import SUPPORTED
+from CTSegLogic.systems.clnet.model import supports_of
 from CTSegLogic.values.card import Card, Head
-from CTSegLogic.values.errors import TaskInvalid, Unteachable
+from CTSegLogic.values.errors import CardInvalid, TaskInvalid, Unteachable
 from CTSegLogic.values.structures import suggest
+from CTSegLogic.values.supports import support_order
 from CTSegLogic.values.task import Task
 
 METHODS = ("frozen", "lora", "replay", "naive")
 FREE = ("replay", "naive")  # the encoder moves
-_TEACH = {"method", "rank", "decoder", "start", "narrow"}
+_TEACH = {"method", "rank", "decoder", "start", "narrow", "support"}
 
 
 def method_of(task: Task, card: Card) -> str:
@@ -66,7 +70,40 @@ def head_of(task: Task, card: Card) -> Head:
     """The head that a task makes; one that goes on from another keeps that one's range in the body."""
     like = task.teach.get("start", task.teach.get("narrow", {}).get("from"))
     span = card.head(like).span if like else None
-    return Head(name=task.head, structures=task.structures, file=task.head, span=span)
+    return Head(name=task.head, structures=task.structures, file=task.head, span=span, supports=task.supports)
+
+
+def design_for(task: Task, card: Card, method: str) -> str:
+    """How the task's head shall read its supporters.
+
+    Raises:
+        TaskInvalid: it has supporters that are not there or read it themselves, or names no such way.
+        Unteachable: other heads read this one.
+    """
+    readers = [head.name for head in card.heads if task.head in head.supports]
+    if readers:
+        raise Unteachable(
+            seen=f"{', '.join(readers)} of {card.name} reads the head {task.head}.",
+            hint="Teach it under another name: changing it would change what its readers find.",
+        )
+    supports = supports_of(card) | {task.head: task.supports}
+    try:
+        support_order(supports, supports)
+    except CardInvalid as error:
+        raise TaskInvalid(seen=error.seen, hint=error.hint) from error
+    design = str(task.teach.get("support", "feature"))
+    if design not in SUPPORTED:
+        raise TaskInvalid(
+            seen=f"There is no way {design!r} of reading supporters.",
+            hint=f"Set `support` in `teach` to {' or '.join(SUPPORTED)}.",
+        )
+    reading = [*task.supports, *(s for old in task.rehearse for s in card.head(old.head).supports)]
+    if reading and (task.train_encoder or method in FREE):
+        raise TaskInvalid(
+            seen="A head that moves the encoder cannot read others, nor replay heads that do.",
+            hint="Train the encoder first, then the supported head on it.",
+        )
+    return design
 
 
 def known_head(card: Card, task: Task, name: str) -> Head:

@@ -7,14 +7,16 @@ from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from CTSegLogic.engine.compilers import Streams
-from CTSegLogic.engine.device import MemoryPlan, overridden, pick_device, plan_memory
+from CTSegLogic.engine.device import MemoryPlan, free_bytes, overridden, pick_device, plan_memory
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.window import Tiling
 from CTSegLogic.files.weights import ensure, file_sha256
-from CTSegLogic.nets.clnet import MEMBER, ContinualNet, Decoder, DecoderPlan, Plan, classes, plan_from
+from CTSegLogic.nets.blocks import classes
+from CTSegLogic.nets.clnet import MEMBER, SUPPORTED, ContinualNet, Decoder, DecoderPlan, Plan, plan_from
 from CTSegLogic.systems.clnet.lora import lora_from
 from CTSegLogic.systems.tensors import load_strictly, read_tensors
 from CTSegLogic.values.card import Card, Head
@@ -22,8 +24,11 @@ from CTSegLogic.values.errors import CardInvalid, CTSegError
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.prompt import Ask
 from CTSegLogic.values.run import Run
+from CTSegLogic.values.supports import support_order
 
 _FAST_OVERLAP = 0.25
+_NETWORK_SHARE = 0.5  # of the free memory for heads that run together
+_RING_BYTES = 2 << 30  # most that one pass blends: another pass costs one encoder, not a decoder per head
 ENCODER = "encoder"
 
 
@@ -42,11 +47,14 @@ class Model:
         self.net.requires_grad_(False)
 
     def decoder(self, head: Head) -> Decoder:
-        """The decoder of a head, loaded and checked at first use."""
+        """The decoder of a head, loaded and checked at first use, with those of its supporters."""
+        for supporter in support_order(supports_of(self.card), [head.name])[:-1]:
+            self.decoder(self.card.head(supporter))
         if head.name not in self.net.decoders:
             path = ensure(self.card, (head.file,))[head.file]
             tensors = read_tensors(path)
-            decoder = self.net.add(head.name, decoder_plan(self.card, len(head.structures) + 1, head.name))
+            plan = decoder_plan(self.card, len(head.structures) + 1, head.name)
+            self.net.add(head.name, plan, head.supports, design_of(self.card, head.name))
             lora = lora_from(self.net.encoder, tensors)
             folds = {key.split(".")[1] for key in tensors if key.startswith(MEMBER)}
             decoder = self.net.joined(head.name, len(folds))
@@ -61,37 +69,92 @@ class Model:
 
     def used(self, ask: Ask) -> dict[str, str]:
         """SHA-256 of the files that a request used."""
-        names = [self.card.encoder, *(head.file for head, _ in ask.heads)]
+        order = support_order(supports_of(self.card), [head.name for head, _ in ask.heads])
+        names = [self.card.encoder, *(self.card.head(name).file for name in order)]
         return {name: self.sums[name] for name in names if name in self.sums}
 
     def once(self, decoders: Sequence[Any], readouts: Sequence[Readout]) -> Streams:
-        """The network: tiles -> one stream per head, features or logits as its readout takes them."""
-        names, owners = [head.name for head, _, _ in decoders], set(self.adapted)
+        """The network: tiles -> one stream per head, features or logits as its readout takes them.
+
+        The encoder runs once, and once more for each head that has changed it for itself; then each head and
+        each supporter once, supporters first.
+        """
+        read = {name: self.net.supporters.get(name, ()) for name in self.net.decoders}
+        order = support_order(read, [head.name for head, _, _ in decoders])
+        own = [name for name in order if name in self.adapted]
 
         def once(tiles: Tensor) -> list[Tensor]:
-            shared = None if owners.issuperset(names) else self.net.encoder(tiles)
-            features = [
-                decoder.features(self.adapted[head.name](tiles) if head.name in owners else shared)
-                for head, _, decoder in decoders
-            ]
+            shared = self.net.encoder(tiles) if len(own) < len(order) else []
+            adapted = {name: self.adapted[name](tiles) for name in own}
+            blended = self.net.blended(shared, order, adapted)
             return [
-                f if r.matrix is not None else classes(decoder.readout, f)
-                for f, r, (_, _, decoder) in zip(features, readouts, decoders, strict=True)
+                classes(decoder.readout, blended[head.name])
+                if r.matrix is None and decoder.linear
+                else blended[head.name]
+                for r, (head, _, decoder) in zip(readouts, decoders, strict=True)
             ]
 
         return once
 
     def tiled(self, work: Grid, readouts: Sequence[Readout], run: Run) -> MemoryPlan:
         """Tiles and memory of a run over a working grid."""
+        channels = sum(r.channels for r in readouts)
+        tile = self._tile_bytes(run, max(r.channels for r in readouts)) + channels * self._stream_bytes(run)
+        return plan_memory(self._tiling(run), work.shape, channels, tile, self.device, run)
+
+    def most_channels(self, work: Grid, readouts: Sequence[Readout], run: Run) -> int:
+        """How many channels may be blended in one pass over a working grid.
+
+        Heads whose channels are more than that go through in several passes, the encoder with each: memory
+        then does not grow with the number of heads.
+        """
+        patch = self._tiling(run).patch_kji
+        plane = max(work.shape[1], patch[1]) * max(work.shape[2], patch[2])
+        ring = 4 * patch[0] * plane  # bytes of a channel
+        free = free_bytes(self.device, run) * _NETWORK_SHARE
+        left = free - self._tile_bytes(run, max(r.channels for r in readouts))
+        if self.device.type == "cpu":
+            return int(min(left / (ring + self._stream_bytes(run)), _RING_BYTES / ring))
+        # Beside an accelerator the ring may lie in main memory.
+        memory = free_bytes(torch.device("cpu"), replace(run, memory_gib=None)) * _NETWORK_SHARE
+        return int(min(left / self._stream_bytes(run), memory / ring, _RING_BYTES / ring))
+
+    def _tiling(self, run: Run) -> Tiling:
         prepare = self.card.prepare
         overlap = _FAST_OVERLAP if run.quality == "fast" else prepare.overlap
         patch = run.overrides.window or prepare.patch_kji
-        tiling = overridden(Tiling(patch_kji=patch, overlap=overlap, blend=prepare.blend), self.device, run)
-        # About eight full-resolution maps of the widest level live at once in an encoder-decoder.
-        width = max(self.net.plan.channels[0], *(r.channels for r in readouts))
-        tile_bytes = int(np.prod(patch)) * width * 4 * 8
-        channels = sum(r.channels for r in readouts)
-        return plan_memory(tiling, work.shape, channels, tile_bytes, self.device, run)
+        return overridden(Tiling(patch_kji=patch, overlap=overlap, blend=prepare.blend), self.device, run)
+
+    def _stream_bytes(self, run: Run) -> int:
+        """Of one channel of one tile, as the network hands it out."""
+        return int(np.prod(self._tiling(run).patch_kji)) * 4
+
+    def _tile_bytes(self, run: Run, widest: int) -> int:
+        """The network's activations for one tile.
+
+        About eight full-resolution maps of the widest level live at once in an encoder-decoder.
+        """
+        return self._stream_bytes(run) * max(self.net.plan.channels[0], widest) * 8
+
+
+def supports_of(card: Card) -> dict[str, tuple[str, ...]]:
+    """The heads that each head of a card reads."""
+    return {head.name: head.supports for head in card.heads}
+
+
+def design_of(card: Card, head: str) -> str:
+    """How a head reads its supporters: "feature" or "logits", as the card's `network` says.
+
+    Raises:
+        CardInvalid: it says something else.
+    """
+    design = str(dict(card.network.get("supports", {})).get(head, "feature"))
+    if design not in SUPPORTED:
+        raise CardInvalid(
+            seen=f"The head {head!r} of {card.name} reads its supporters by {design!r}.",
+            hint=f"Known are {' and '.join(SUPPORTED)}.",
+        )
+    return design
 
 
 def decoder_plan(card: Card, outputs: int, head: str = "") -> DecoderPlan:
@@ -126,11 +189,23 @@ def with_decoder(card: Card, head: str, numbers: Mapping[str, Any]) -> Card:
     return replace(card, network={**card.network, "decoders": decoders})
 
 
-def readout_of(decoder: Decoder, head: Head, work: Grid, scan: Grid, mode: Any) -> Readout:
-    """How a head's channels become labels; `mode` is "nearest" or "smooth"."""
+def readout_of(
+    decoder: Decoder,
+    head: Head,
+    work: Grid,
+    scan: Grid,
+    mode: Any,
+    *,
+    mirrored: bool = False,
+    own: bool = True,
+) -> Readout:
+    """How a head's channels become labels; `mode` is "nearest" or "smooth".
+
+    Where a tile is averaged with its mirror image, classes change places: that takes logits.
+    """
     outputs, features = decoder.readout.shape
     # Blending is linear, so the smaller of features and logits is blended; both give the same labels.
-    use_features = features < outputs
+    use_features = decoder.linear and features < outputs and not mirrored
     return Readout(
         channels=features if use_features else outputs,
         model=work,
@@ -139,6 +214,7 @@ def readout_of(decoder: Decoder, head: Head, work: Grid, scan: Grid, mode: Any) 
         matrix=decoder.readout if use_features else None,
         activation=head.activation,
         mode=mode,
+        own=own,
     )
 
 
