@@ -1,7 +1,7 @@
 """Tiny folders in nnU-Net v2's layout with random weights, written without the public package.
 
-The tensors' names come from `Testing/fixtures/nnunet_keys.txt`, which lists what nnunetv2 itself writes for two of
-these models: every second name of a tensor included.
+The tensors' names come from `Testing/fixtures/nnunet_keys.txt`, which lists what nnunetv2 itself writes for
+two of these models: every second name of a tensor included.
 """
 
 from __future__ import annotations

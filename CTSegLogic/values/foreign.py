@@ -4,10 +4,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+from CTSegLogic.values.card import License
 from CTSegLogic.values.structures import Structure, structure_to_row, vocabulary
 
 _LESIONS = re.compile(r"tumou?r|lesion|gtv|metasta|carcinoma|nodule", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What an importer is told besides the files.
+
+    Attributes:
+        name, title: of the card; "" takes the data set's name.
+        mapping: see `meant`.
+        modality: "CT" or "MR"; "" reads it off the files.
+        license: of the weights, as far as known.
+        half: store half precision: half the size, and labels that may differ at a few voxels.
+        orientation: the scan is brought into it first, such as "SPL"; None takes the publisher's.
+        activate_last: whether CL-Net's decoder stages end with an activation, which files do not tell.
+    """
+
+    name: str = ""
+    title: str = ""
+    mapping: Mapping[str, str] | None = None
+    modality: str = ""
+    license: License
+    half: bool = False
+    orientation: str | None = None
+    activate_last: bool | None = None
 
 
 def meant(

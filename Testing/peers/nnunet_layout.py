@@ -27,8 +27,9 @@ from nnunet_models import MODELS, Model, dataset_of, plans_of
 
 from CTSegLogic.app.session import Session
 from CTSegLogic.systems.nnunet.folder import trained_in
-from CTSegLogic.systems.nnunet.importing import Wishes, card_of
+from CTSegLogic.systems.nnunet.importing import card_of
 from CTSegLogic.values.card import Card, License
+from CTSegLogic.values.foreign import Wishes
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.prompt import Classes
 from CTSegLogic.values.run import Request, Run

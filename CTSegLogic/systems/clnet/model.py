@@ -43,7 +43,7 @@ class Model:
         if head.name not in self.net.decoders:
             path = ensure(self.card, (head.file,))[head.file]
             tensors = read_tensors(path)
-            decoder = self.net.add(head.name, decoder_plan(self.card, len(head.structures) + 1))
+            decoder = self.net.add(head.name, decoder_plan(self.card, len(head.structures) + 1, head.name))
             load_strictly(decoder, tensors, f"{self.card.name}'s head {head.name}")
             decoder.to(self.device).eval().requires_grad_(False)
             self.sums[head.file] = file_sha256(path)
@@ -82,9 +82,10 @@ class Model:
         return plan_memory(tiling, work.shape, channels, tile_bytes, self.device, run)
 
 
-def decoder_plan(card: Card, outputs: int) -> DecoderPlan:
-    """The decoder of a head with so many outputs, by the card's numbers."""
-    numbers = dict(card.network.get("decoder", {}))
+def decoder_plan(card: Card, outputs: int, head: str = "") -> DecoderPlan:
+    """The decoder of a head with so many outputs, by the card's numbers: its own where it has some
+    (`network["decoders"][head]`), those of all heads (`network["decoder"]`) otherwise."""
+    numbers = {**card.network.get("decoder", {}), **card.network.get("decoders", {}).get(head, {})}
     return DecoderPlan(outputs=outputs, **numbers)
 
 

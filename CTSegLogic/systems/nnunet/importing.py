@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from CTSegLogic.files.weights import file_spec
 from CTSegLogic.systems.nnunet.folder import Trained, keep_part
 from CTSegLogic.systems.nnunet.plans import Part
-from CTSegLogic.values.card import Card, Head, Intensity, License, Prepare
+from CTSegLogic.values.card import Card, Head, Intensity, Prepare
 from CTSegLogic.values.errors import CardInvalid
-from CTSegLogic.values.foreign import card_name, meant, own_rows
+from CTSegLogic.values.foreign import Wishes, card_name, meant, own_rows
 from CTSegLogic.values.structures import Structure
 
 _CITE = (
     "Isensee et al., nnU-Net: a self-configuring method for deep learning-based biomedical image "
     "segmentation, Nature Methods 2021.",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wishes:
-    """What the importer is told besides the files.
-
-    Attributes:
-        name, title: of the card; "" takes the data set's name.
-        mapping: see `values.foreign.meant`.
-        modality: "CT" or "MR"; "" reads it off the channels' names.
-        license: of the weights, as far as known.
-        half: store half precision.
-    """
-
-    name: str = ""
-    title: str = ""
-    mapping: Mapping[str, str] | None = None
-    modality: str = ""
-    license: License
-    half: bool = False
 
 
 def card_of(found: Sequence[Trained], folder: Path, wishes: Wishes) -> Card:
