@@ -59,8 +59,8 @@ class Tiling:
         patch_kji: voxels of a tile; overlap: share that neighbours repeat.
         blend: gaussian (sigma an eighth of the tile), constant, or sampled: a gaussian around one voxel that
             falls to almost nothing at the corners, which is nnU-Net's.
-        placing: even = the fewest tiles, evenly spread; stepped = fixed step, the last tile pushed back, where
-            MONAI and nnU-Net v1 put theirs; exact = even, by a step in parts of voxels (nnU-Net v2).
+        placing: even = the fewest tiles, evenly spread; stepped = fixed step, the last tile pushed back,
+            where MONAI and nnU-Net v1 put theirs; exact = even, by a step in parts of voxels (nnU-Net v2).
         batch: tiles per network call.
         ring_device: where the ring lies ("" = with the image).
         ring_half: keep sums in fp16, half the memory; tiles are still weighted in fp32.

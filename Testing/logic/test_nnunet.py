@@ -175,18 +175,27 @@ def test_brain_images_are_scaled_by_what_is_inside_them():
     assert float(ready.image.std()) == pytest.approx(1, abs=1e-2)
 
 
-def test_an_imported_model_is_used_at_once_and_repeats_its_labels(tmp_path, a_scan):
-    card = imported(replace(TINY, folds=2), tmp_path, name="mine")
+def test_an_imported_model_is_used_at_once_and_finds_what_nnunet_found(tmp_path, a_scan):
+    names = {"background": 0, "liver": 1, "spleen": 2, "stomach": 3, "aorta": 4}
+    card = imported(replace(TINY, folds=2, labels=names), tmp_path, name="mine")
     result = Session(CPU).segment(a_scan, Request(prompt=Everything(), card=str(tmp_path / "card")))
-    assert [e.structure.key for e in result.entries] == ["liver", "spleen"]
+    assert [e.structure.key for e in result.entries] == ["liver", "spleen", "stomach", "aorta"]
     assert result.grid == a_scan.grid
     labels = sum(result.mask(key).astype(np.uint8) * n for key, n in card.labels.items())
-    # Golden: these labels were compared with nnunetv2's own when this was written (Testing/peers).
-    assert [int((labels == n).sum()) for n in range(3)] == GOLDEN
+    counts = np.bincount(labels.ravel(), minlength=5)
+    assert np.abs(counts - NNUNET_COUNTS).max() <= 12
+    sample = "".join(map(str, labels.ravel()[::61].tolist()))
+    assert sum(a != b for a, b in zip(sample, NNUNET_LABELS, strict=True)) <= 1
     assert set(result.origin.cards[0]) >= {"sha256:dataset001_plain-fold_0", "sha256:dataset001_plain-fold_1"}
 
 
-GOLDEN = [0, 0, 0]
+# What nnunetv2 2.8's own predictor says of this model and scan: voxels per label, and every 61st voxel.
+NNUNET_COUNTS = [883, 2910, 2967, 785, 4935]
+NNUNET_LABELS = (
+    "444444444411442224411412424242122421004222222414441441114423411241024424421411440121230142"
+    "444414203442424302044444113134443220114344222123324434423211040142414344411244444211210201"
+    "2141110242142411122221111"
+)
 
 
 def test_folds_are_averaged_and_mirrors_only_at_best(tmp_path):
@@ -281,7 +290,7 @@ def test_settings_that_do_not_suit_are_refused(tmp_path, a_scan):
         system.learner(None, CPU)
     lost = replace(card, heads=(replace(card.heads[0], structures=("liver",)),))
     with pytest.raises(CTSegError, match="3 outputs"):
-        open_system(lost, CPU).segment(a_scan, ask, CPU)
+        open_system(lost, CPU).segment(a_scan, resolve(Everything(), lost), CPU)
 
 
 def test_which_network_is_meant_must_be_clear(tmp_path):

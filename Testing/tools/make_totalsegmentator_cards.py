@@ -63,8 +63,8 @@ def card_of(name: str, title: str, spacing: float, parts: dict[str, tuple[str, i
         data=("TotalSegmentator data set, 1559 (vertebrae 1532) CT scans of University Hospital Basel.",),
         limits=(
             "How the input is prepared is read from the plans in the release; these figures are approximate.",
-            f"The download is {sum(size for _, size, _ in parts.values()) / 1e6:.0f} MB; unpacked at first use, "
-            "the networks lie beside it.",
+            f"The download is {sum(size for _, size, _ in parts.values()) / 1e6:.0f} MB; unpacked at first "
+            "use, the networks lie beside it.",
         ),
         cite=CITE,
     )

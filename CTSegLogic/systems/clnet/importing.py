@@ -235,7 +235,8 @@ def _preferred(
     plain = {
         key.removesuffix("_orig") if key.endswith("weight_orig") else key: t for key, t in average.items()
     }
-    return {key: t * masks[f"{key}_mask"] if f"{key}_mask" in masks else t for key, t in plain.items()}
+    averaged = {key: t * masks[f"{key}_mask"] if f"{key}_mask" in masks else t for key, t in plain.items()}
+    return {**_masked(own), **averaged}
 
 
 def _masked(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
