@@ -1,7 +1,7 @@
 """Published CL-Net checkpoints and nnU-Net v1 checkpoints -> a card, and its files beside it.
 
     state_dict -> wrappers off, masks applied, EMA preferred -> our names -> widths, kernels, strides by shape
-    plans (JSON or pickle) -> spacing, patch, intensity
+    plans.json or plans.pkl -> spacing, patch, intensity
 
 An nnU-Net v1 network is CL-Net's encoder with one decoder of base 32, so both become cards of kind "clnet".
 """

@@ -10,6 +10,7 @@ their own, so none erases another. Source: Isensee et al., Nature Methods 2021 (
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -22,7 +23,6 @@ from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.window import Tiling, slide
 from CTSegLogic.files.shelf import Shelf
 from CTSegLogic.files.weights import threads_named
-from CTSegLogic.systems import Learner
 from CTSegLogic.systems.nnunet.model import Ensemble, Ensembles, check_patch
 from CTSegLogic.systems.nnunet.plans import Part
 from CTSegLogic.systems.nnunet.prepare import Prepared, prepared
@@ -77,7 +77,7 @@ class NnUNet:
         origin = origin_of(self.card, sums, ask, run, self.device, clock, plan, tuple(dict.fromkeys(notes)))
         return Prediction(grid=volume.grid, layers=tuple(layers), entries=tuple(entries), origin=origin)
 
-    def learner(self, task: Task, run: Run) -> Learner:
+    def learner(self, task: Task, run: Run) -> NoReturn:
         """Always refuses: these networks are run as they were trained.
 
         Raises:
