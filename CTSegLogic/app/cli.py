@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from CTSegLogic.app import commands, explain, segmenting, teaching
 from CTSegLogic.app.asked import overrides_of
 from CTSegLogic.app.batch import add_batch, batch
+from CTSegLogic.app.importing import add_import, import_
 from CTSegLogic.app.lessons import add_lessons
 from CTSegLogic.values.errors import Cancelled, CTSegError
 from CTSegLogic.values.presets import PRESETS
@@ -114,6 +115,9 @@ def _models(sub: Any) -> None:
     )
     p.add_argument("--accept-license", action="store_true", help="I have read the licence and agree")
     p.set_defaults(run=commands.install)
+    p = sub.add_parser("import", help="make a model of what CL-Net or nnU-Net trained")
+    add_import(p)
+    p.set_defaults(run=import_)
     p = sub.add_parser("remove", help="delete a model's downloaded files")
     p.add_argument("card", metavar="CARD")
     p.set_defaults(run=commands.remove)

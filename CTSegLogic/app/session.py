@@ -3,7 +3,7 @@ command line all go through here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -125,7 +125,7 @@ class Session:
                     seen=f"The scan has {volume.channels} channels, {card.name} takes {len(wanted)}.",
                     hint=f"Give one image per channel: {', '.join(wanted)}.",
                 )
-            stage = replace(run, progress=_share_of(run, n, len(plan)))
+            stage = run.share(n, len(plan))
             found = self._found(card, part, replace(ask, before=before), stage)
             warned = (*scan_warnings(part, card.modality), *_terms(card))
             predictions.append(
@@ -213,8 +213,3 @@ def _on_whole(prediction: Prediction, grid: Grid, part: Box) -> Prediction:
         Layer(array=layer.array, box=layer.box.shifted(part.start_kji)) for layer in prediction.layers
     )
     return replace(prediction, grid=grid, layers=layers)
-
-
-def _share_of(run: Run, n: int, count: int) -> Callable[[float, str], None]:
-    """Progress of the n-th of `count` models, told as progress of the whole."""
-    return lambda fraction, text: run.progress((n + fraction) / count, text)

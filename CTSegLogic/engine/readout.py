@@ -30,6 +30,7 @@ from CTSegLogic.values.move import axis_taps, route
 _CLASSES = 160  # classes per chunk of the running best
 _VOXELS = 1 << 13  # voxels per chunk: logits of one chunk stay in the cache
 _GATHER = 1 << 16  # scan voxels interpolated at a time
+_TIE = 1e-5  # voxels
 _FEW = 8  # classes up to which blocks gain nothing
 _SAMPLE = 1 << 16  # voxels per slab whose probability is worked out for the confidence
 
@@ -66,6 +67,7 @@ class Readout:
         own: whether it keeps its labels; where several readouts meet (engine/merge.py) they need not.
         window_k: first slice of the model's grid that may hold anything, and the one after the last; None
             looks everywhere.
+        orders: along each of the model's axes smooth mode interpolates (1) or takes the nearest voxel (0).
         labels: the result on `scan` after `finish`.
         shares, counts: per class, sum of probabilities and number of the voxels looked at, on the model's
             grid.
@@ -81,6 +83,7 @@ class Readout:
     mode: Literal["nearest", "smooth"] = "nearest"
     own: bool = True
     window_k: tuple[int, int] | None = None
+    orders: tuple[int, int, int] = (1, 1, 1)
     labels: NDArray[Any] = field(init=False)
     shares: NDArray[np.float64] = field(init=False)
     counts: NDArray[np.int64] = field(init=False)
@@ -213,9 +216,17 @@ class _Smooth:
             raise ValueError(message)
         self.way = way
         turned = [readout.model.shape[a] for a in way.axes]
+        # A place half way between two voxels belongs to the higher one, as where such labels are published.
         taps = [
-            axis_taps(n_in, n_out, step=s, offset=o, order=1)
-            for n_in, n_out, s, o in zip(turned, readout.scan.shape, way.step, way.offset, strict=True)
+            axis_taps(n_in, n_out, step=s, offset=o if order else o + _TIE, order=order)
+            for n_in, n_out, s, o, order in zip(
+                turned,
+                readout.scan.shape,
+                way.step,
+                way.offset,
+                [readout.orders[a] for a in way.axes],
+                strict=True,
+            )
         ]
         # Results are made on the scan's grid with its axes in the model's order and turned back at the end.
         order = [way.axes.index(a) for a in range(3)]

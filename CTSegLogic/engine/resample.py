@@ -61,11 +61,12 @@ def resampled(array: Tensor, src: Grid, dst: Grid, *, order: int = 1, antialias:
     ]
     # The axis that shrinks most goes first: the later passes then touch fewer voxels.
     for axis in sorted(range(3), key=lambda a: dst.shape[a] / x.shape[a]):
-        x = _along(x, axis, taps[axis])
+        x = along(x, axis, taps[axis])
     return x if order == 0 else x.float()
 
 
-def _along(x: Tensor, axis: int, taps: Taps) -> Tensor:
+def along(x: Tensor, axis: int, taps: Taps) -> Tensor:
+    """The tensor resampled along one of its first three axes, on its own device."""
     index = torch.from_numpy(taps.index).to(x.device)
     if taps.nearest:
         return x.index_select(axis, index[:, 0])

@@ -24,6 +24,7 @@ _EMIT = 8  # slices handed to a readout at a time
 _HALF_RANGE = 6e4  # largest sum that fp16 holds
 _CHANNELS = 4  # channels weighted at a time: a tile's fp32 products are never held whole
 _FLOOR = 1e-3  # smallest weight of a tile's corner: MONAI's importance map has the same
+_LEAST = 6e-9  # nnU-Net's: the least half-precision number beside a peak of ten
 
 Predict = Callable[[Tensor], Sequence[Tensor]]
 
@@ -56,24 +57,25 @@ class Tiling:
 
     Attributes:
         patch_kji: voxels of a tile; overlap: share that neighbours repeat.
-        blend: gaussian (sigma an eighth of the tile) or constant weights.
-        placing: even = the fewest tiles, evenly spread; stepped = fixed step with the last tile pushed back,
-            which is where MONAI and nnU-Net v1 put theirs.
+        blend: gaussian (sigma an eighth of the tile), constant, or sampled: a gaussian around one voxel that
+            falls to almost nothing at the corners, which is nnU-Net's.
+        placing: even = the fewest tiles, evenly spread; stepped = fixed step, the last tile pushed back,
+            where MONAI and nnU-Net v1 put theirs; exact = even, by a step in parts of voxels (nnU-Net v2).
         batch: tiles per network call.
         ring_device: where the ring lies ("" = with the image).
         ring_half: keep sums in fp16, half the memory; tiles are still weighted in fp32.
-        padding: what surrounds a volume smaller than a tile: its lowest value, or its edge repeated (MONAI's
-            "replicate").
+        padding: what surrounds a volume smaller than a tile: its lowest value, its edge repeated (MONAI's
+            "replicate"), or zero (nnU-Net).
     """
 
     patch_kji: tuple[int, int, int]
     overlap: float = 0.5
-    blend: Literal["gaussian", "constant"] = "gaussian"
-    placing: Literal["even", "stepped"] = "even"
+    blend: Literal["gaussian", "constant", "sampled"] = "gaussian"
+    placing: Literal["even", "stepped", "exact"] = "even"
     batch: int = 1
     ring_device: str = ""
     ring_half: bool = False
-    padding: Literal["lowest", "edge"] = "lowest"
+    padding: Literal["lowest", "edge", "zero"] = "lowest"
 
 
 def starts(size: int, patch: int, overlap: float, placing: str) -> list[int]:
@@ -83,9 +85,11 @@ def starts(size: int, patch: int, overlap: float, placing: str) -> list[int]:
     ([0, 20, 40, 60], [0, 20, 40, 60])
     >>> starts(90, 40, 0.5, "even"), starts(90, 40, 0.5, "stepped")
     ([0, 17, 33, 50], [0, 20, 40, 50])
+    >>> starts(26, 13, 0.5, "even"), starts(26, 13, 0.5, "exact")
+    ([0, 4, 9, 13], [0, 6, 13])
     """
-    step = max(1, int(patch * (1 - overlap)))
-    count = 1 if size <= patch else -(-(size - patch) // step) + 1
+    step = patch * (1 - overlap) if placing == "exact" else max(1, int(patch * (1 - overlap)))
+    count = 1 if size <= patch else int(-(-(size - patch) // step)) + 1
     if placing == "stepped":
         return [min(n * step, size - patch) for n in range(count)]
     return [round(n * (size - patch) / max(count - 1, 1)) for n in range(count)]
@@ -97,10 +101,11 @@ def tile_weights(patch: Sequence[int], blend: str, device: torch.device) -> Tens
         return torch.ones(tuple(patch), device=device)
     axes = []
     for n in patch:
-        x = torch.arange(n, dtype=torch.float32, device=device) - (n - 1) / 2
+        centre = n // 2 if blend == "sampled" else (n - 1) / 2
+        x = torch.arange(n, dtype=torch.float32, device=device) - centre
         axes.append(torch.exp(-(x**2) / (2 * (n / 8) ** 2)))
     k, j, i = axes
-    return (k[:, None, None] * j[:, None] * i).clamp_min(_FLOOR)
+    return (k[:, None, None] * j[:, None] * i).clamp_min(_LEAST if blend == "sampled" else _FLOOR)
 
 
 def tile_starts(shape: Sequence[int], tiling: Tiling, occupied: Tensor | None) -> list[tuple[int, int, int]]:
@@ -229,6 +234,8 @@ class _Ring:
         self.sums = [torch.zeros((sink.channels, *plane), dtype=kind, device=place) for sink in sinks]
         self.total = torch.zeros(plane, device=place)
         self.weights = tile_weights(tiling.patch_kji, tiling.blend, place)
+        if tiling.ring_half:
+            self.weights.clamp_min_(_FLOOR)  # products with smaller weights would vanish in half precision
 
     def add(self, corners: Sequence[tuple[int, int, int]], outputs: Sequence[Tensor]) -> None:
         """Adds tiles that start at one k; the ring may wrap inside them."""
@@ -291,7 +298,7 @@ def _padded(image: Tensor, tiling: Tiling) -> tuple[Tensor, tuple[int, int, int]
     low = tuple((t - n) // 2 for t, n in zip(target, image.shape[1:], strict=True))
     if tuple(image.shape[1:]) == tuple(target):
         return image, (0, 0, 0)
-    value = float(image.min()) if tiling.padding == "lowest" else None
+    value = {"lowest": float(image.min()), "zero": 0.0, "edge": None}[tiling.padding]
     return _pad(image, (low[0], low[1], low[2]), target, value), (low[0], low[1], low[2])
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,6 +25,8 @@ from CTSegLogic.values.errors import WeightsCorrupt, WeightsMismatch
 
 _SHAPES = "compact"  # the entry of a compact file's metadata
 _HEADER = 256  # bytes that one more entry costs
+_WRAPPED = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")
+_PARTS = ("core", "_core")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -141,7 +145,8 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], what: str, *, a
 def read_checkpoint(path: Path) -> Any:
     """What a foreign checkpoint holds: safetensors as a table of tensors, .pt and .pth as they are.
 
-    Files of torch are mapped, not read, and only tensors and plain containers are unpickled.
+    Files of torch are mapped, not read (those older than torch 1.6 cannot be), and only tensors, plain
+    containers and numpy's numbers are unpickled.
 
     Raises:
         WeightsCorrupt: it is neither, or a file that would run code.
@@ -149,9 +154,23 @@ def read_checkpoint(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        with torch.serialization.safe_globals(_numbers()):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError, AttributeError) as error:
+        what = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsCorrupt(
-            seen=f"{path.name} is not a checkpoint of plain tensors: {str(error).splitlines()[0]}",
+            seen=f"{path.name} is not a checkpoint of plain tensors: {what}",
             hint="Install the model again; a file that wants to run code is never opened.",
         ) from error
+
+
+def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what training on several devices or compiling put before their names."""
+    return {_WRAPPED.sub(r"\1", name): tensor for name, tensor in tensors.items()}
+
+
+def _numbers() -> list[Any]:
+    """numpy's scalars, by every name that versions of numpy gave what makes them."""
+    make: Any = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
+    return [np.dtype, *dict.fromkeys(kinds), *((make, f"numpy.{part}.multiarray.scalar") for part in _PARTS)]

@@ -135,6 +135,10 @@ class Run:
         """The same run, telling nobody how far it is."""
         return replace(self, progress=_silent)
 
+    def share(self, n: int, count: int) -> Run:
+        """The same run for the n-th of `count` stages, its progress told as progress of them all."""
+        return replace(self, progress=lambda fraction, text: self.progress((n + fraction) / count, text))
+
     def settings(self) -> Run:
         """The same run without its callbacks: what another process can be given."""
         return replace(self, progress=_silent, cancelled=_never)

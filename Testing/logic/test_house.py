@@ -225,6 +225,8 @@ def test_habits_that_hurt_are_absent(path):
     for pattern, what in FORBIDDEN.items():
         if what == "an except that hides everything" and path.name == "worker.py":
             continue  # the one place where a fault is turned into a message
+        if what == "pickle" and path.name == "unpickled.py":
+            continue  # the one place where such a file is read, by a list of names that make only data
         hit = re.search(pattern, text, re.MULTILINE)
         assert not (hit and not hit.group().startswith(".eval")), f"{path.name}: {what}"
 
