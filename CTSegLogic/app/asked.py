@@ -48,6 +48,7 @@ def overrides_of(options: argparse.Namespace) -> Overrides:
         postprocess=options.postprocess,
         keep_features=options.keep_features,
         keep_features_gib=options.keep_features_gib,
+        body_part=options.body_part,
     )
 
 

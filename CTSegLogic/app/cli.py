@@ -183,6 +183,12 @@ def _tiles(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--keep-features-gib", type=float, default=20.0, metavar="GIB", help="most that DIR may hold"
     )
+    p.add_argument(
+        "--no-body-part",
+        dest="body_part",
+        action="store_false",
+        help="every head looks at the whole scan, wherever in the body it lies",
+    )
 
 
 def _runtime(p: argparse.ArgumentParser, threads: str = "--workers") -> None:

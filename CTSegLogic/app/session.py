@@ -3,11 +3,13 @@ command line all go through here."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from CTSegLogic.app.coverage import Coverage, on_whole
 from CTSegLogic.files.weights import cards, find_card, installed
 from CTSegLogic.systems import System, open_system
 from CTSegLogic.values.card import Card
@@ -20,7 +22,7 @@ from CTSegLogic.values.errors import (
     out_of_memory,
 )
 from CTSegLogic.values.grid import Box, Grid
-from CTSegLogic.values.prediction import Layer, Prediction, merge
+from CTSegLogic.values.prediction import Prediction, merge
 from CTSegLogic.values.prompt import Ask, Classes, Text, ask_for, describe, resolve, wanted_keys
 from CTSegLogic.values.run import Request, Run
 from CTSegLogic.values.structures import OUTLINE
@@ -106,6 +108,8 @@ class Session:
         part, box = _looked_at(volume, request.roi)
         run = replace(self.run, quality=request.quality, overrides=request.overrides or self.run.overrides)
         before = request.before[box.slices] if request.before is not None else None
+        # A region is a choice of where to look: nobody second-guesses it.
+        where = Coverage(part, run, self.load, wanted=request.roi is None)
         predictions = []
         for n, (card, ask) in enumerate(plan):
             if volume.channels != len(card.prepare.channels):
@@ -115,14 +119,15 @@ class Session:
                     hint=f"Give one image per channel: {', '.join(wanted)}.",
                 )
             stage = replace(run, progress=_share_of(run, n, len(plan)))
-            found = self._found(card, part, replace(ask, before=before), stage)
+            segment = functools.partial(self._found, card)
+            found = where.segmented(card, replace(ask, before=before), stage, segment)
             warned = (*scan_warnings(part, card.modality), *_terms(card))
             predictions.append(
                 replace(found, origin=replace(found.origin, warnings=warned + found.origin.warnings))
             )
         merged = merge(predictions)
         merged = replace(merged, origin=replace(merged.origin, prompt=describe(request.prompt)))
-        return with_warnings(_on_whole(merged, volume.grid, box))
+        return with_warnings(on_whole(merged, volume.grid, box))
 
 
 def _terms(card: Card) -> tuple[str, ...]:
@@ -172,15 +177,6 @@ def _looked_at(volume: Volume, roi: Grid | None) -> tuple[Volume, Box]:
         volume.grid.shape
     )
     return volume.on(volume.grid.cropped(box)), box
-
-
-def _on_whole(prediction: Prediction, grid: Grid, part: Box) -> Prediction:
-    if prediction.grid.shape == grid.shape:
-        return replace(prediction, grid=grid)
-    layers = tuple(
-        Layer(array=layer.array, box=layer.box.shifted(part.start_kji)) for layer in prediction.layers
-    )
-    return replace(prediction, grid=grid, layers=layers)
 
 
 def _share_of(run: Run, n: int, count: int) -> Callable[[float, str], None]:

@@ -50,19 +50,22 @@ def evaluate(options: argparse.Namespace, run: Run) -> None:
 
 def train(options: argparse.Namespace, run: Run) -> None:
     """Trains the head of a task file; several devices by starting this command anew under torchrun."""
+    from CTSegLogic.train.bodypart import is_bodypart, train_bodypart
     from CTSegLogic.train.grow import grow
     from CTSegLogic.train.ranks import launched, started
 
     if options.devices > 1 and not started():
         launched(_arguments(options), options.devices)
         card = find_card(str(options.output))
+    elif is_bodypart(options.task):
+        data = options.data or options.task.parent
+        card = train_bodypart(options.task, options.output, run, data=data, resume=options.resume)
     else:
         card = grow(options.task, options.output, run, data=options.data, resume=options.resume)
         if started():
             return
-    sys.stdout.write(
-        f"{card.name} {card.version}: heads {', '.join(h.name for h in card.heads)} in {options.output}\n"
-    )
+    heads = ", ".join(head.name for head in card.heads) or "none"
+    sys.stdout.write(f"{card.name} {card.version}: heads {heads} in {options.output}\n")
     if options.publish:
         published = publish(options.output)
         sys.stdout.write(f"Published as {published.name}.\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -65,10 +65,14 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], what: str, *, a
     module.load_state_dict(tensors, strict=True, assign=assign)
 
 
-def read_checkpoint(path: Path) -> Any:
+def read_checkpoint(path: Path, held: IO[bytes] | None = None) -> Any:
     """What a foreign checkpoint holds: safetensors as a table of tensors, .pt and .pth as they are.
 
     Files of torch are mapped, not read, and only tensors and plain containers are unpickled.
+
+    Args:
+        path: the file.
+        held: its content, when it was taken out of an archive.
 
     Raises:
         WeightsCorrupt: it is neither, or a file that would run code.
@@ -76,7 +80,7 @@ def read_checkpoint(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(held or path, map_location="cpu", weights_only=True, mmap=held is None)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise WeightsCorrupt(
             seen=f"{path.name} is not a checkpoint of plain tensors: {str(error).splitlines()[0]}",

@@ -27,6 +27,7 @@ from CTSegLogic.systems import open_system
 from CTSegLogic.train.fit import fit
 from CTSegLogic.train.importers import read_datalist, read_nnunet
 from CTSegLogic.train.ranks import joined
+from CTSegLogic.train.spans import with_span
 from CTSegLogic.values.card import FORMAT, Card, card_from
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.run import Run
@@ -58,8 +59,10 @@ def grow(path: Path, folder: Path, run: Run, *, data: Path | None = None, resume
     keep = str(system.device) == "cpu" and tuned_from(Shelf().table(TABLE)).keep_memory
     with applied(Tuned(keep_memory=keep)):
         grown = fit(system.learner(task, run), task, run, folder, resume=resume, ranks=ranks)
-    if "name" in table and ranks.rank == 0:
-        grown = replace(grown, name=table["name"])
+    if ranks.rank == 0:
+        # A head remembers where in the body it was taught, so that it is not asked elsewhere.
+        grown = with_span(grown, task.head, task.training, run)
+        grown = replace(grown, name=table.get("name", grown.name))
         with replaced(folder / "card.json") as part:
             part.write_text(grown.to_json(), encoding="utf-8")
     return grown

@@ -43,6 +43,7 @@ class Overrides:
         keep_features: a folder in which features of a scan are kept, so that asking for other structures
             of it needs no network call; only for models whose classes share features (vista3d, ctmr).
         keep_features_gib: the most that folder may hold; the least recently used are removed.
+        body_part: whether heads are left out, and look only, where a CT's place in the body says so.
     """
 
     window: tuple[int, int, int] | None = None
@@ -51,6 +52,7 @@ class Overrides:
     postprocess: Literal["cpu", "device"] | None = None
     keep_features: Path | None = None
     keep_features_gib: float = 20.0
+    body_part: bool = True
 
     def __post_init__(self) -> None:
         for broken, seen, hint in (
