@@ -14,7 +14,7 @@ from typing import Any
 from CTSegLogic.files.weights import find_card
 from CTSegLogic.values.card import SCORER, Card, Head, Prepare
 from CTSegLogic.values.checks import hu_warnings
-from CTSegLogic.values.errors import CTSegError
+from CTSegLogic.values.errors import Cancelled, CTSegError, out_of_memory
 from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.heights import Heights, slab_of
 from CTSegLogic.values.prediction import Entry, Layer, Origin, Prediction
@@ -72,9 +72,13 @@ class Coverage:
         if scorer not in self._known:
             try:
                 self._known[scorer] = self.load(find_card(scorer)).heights(self.volume, self.run), ""
-            except CTSegError as error:
-                said = f"Where in the body the scan lies was not looked at: {error.seen}"
-                self._known[scorer] = None, said
+            except Cancelled:
+                raise
+            except (CTSegError, RuntimeError, MemoryError) as error:
+                if not isinstance(error, CTSegError) and not out_of_memory(error):
+                    raise
+                seen = error.seen if isinstance(error, CTSegError) else "memory ran out."
+                self._known[scorer] = None, f"Where in the body the scan lies was not looked at: {seen}"
         return self._known[scorer]
 
     def _found(

@@ -35,6 +35,7 @@ from CTSegLogic.values.volume import Volume
 WEIGHTS = "scorer"  # what the card calls its one file
 _PARTS = ("model.", "conv6.", "fc7.")  # of the published network; what else lies in a checkpoint is not read
 _AT_ONCE = 64  # slices that go through the network together
+_AIR_HU = -200  # a scan without anything below is no CT of a patient, whatever its file does not say
 _MODEL = "model.pt"  # in the published archive
 
 
@@ -61,8 +62,9 @@ class BodyPart:
         return np.asarray(torch.cat(parts).numpy(), np.float64) * self.scale + self.offset
 
     def heights(self, volume: Volume, run: Run) -> Heights | None:
-        """Where a CT's slices lie in the body, or None when the scorer cannot tell (MR, too few slices)."""
-        if volume.modality == "MR" or volume.channels != 1:
+        """Where a CT's slices lie in the body, or None when the scorer cannot tell (MR, no air, too few
+        slices)."""
+        if volume.modality == "MR" or volume.channels != 1 or volume.array.min() > _AIR_HU:
             return None
         slices, z_mm = slices_of(volume, self.card.prepare, run.workers)
         return heights_of(z_mm, self.scores(slices))

@@ -88,7 +88,7 @@ def train_bodypart(path: Path, folder: Path, run: Run, *, data: Path, resume: bo
     groups = _stacks(table, card.prepare, data, run)
     seed_everything(int(table.get("seed", 0)))
     # Channels last: the CPU trains such small convolutions in little more than half the time.
-    net = body_part_net(card.network).to(pick_device(run), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = body_part_net(card.network).to(pick_device(run), memory_format=torch.channels_last)
     _fitted(net, groups, table, folder, run, resume)
     scale, offset = _calibrated(net, [s for group, _ in groups for s in group])
     write_tensors(net, folder / f"{WEIGHTS}.safetensors")

@@ -17,6 +17,7 @@ from CTSegLogic.files.images import read_image, read_labels
 from CTSegLogic.files.weights import find_card, installed
 from CTSegLogic.systems import open_system
 from CTSegLogic.values.card import SCORER, Card
+from CTSegLogic.values.checks import hu_warnings
 from CTSegLogic.values.errors import CTSegError
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.heights import Heights
@@ -48,7 +49,9 @@ def spans_of(cases: Iterable[Case], scorer: Scorer, run: Run) -> dict[str, dict[
     seen: dict[str, list[NDArray[np.float64]]] = {}
     for case in cases:
         run.check()
-        heights = scorer.heights(read_image(case.images[0], modality=""), run)
+        volume = read_image(case.images[0], modality="")
+        # Files do not say that they are MR, but their values do.
+        heights = None if hu_warnings(volume) else scorer.heights(volume, run)
         if heights is None:
             continue
         labels, grid = read_labels(case.labels)
@@ -89,7 +92,7 @@ def with_span(card: Card, name: str, cases: Sequence[Case], run: Run, scorer: Sc
         scorer: a body-part model; the installed one when None.
     """
     scorer = scorer or installed_scorer(run)
-    if scorer is None or "CT" not in card.modality:
+    if scorer is None or "CT" not in card.modality or name not in [head.name for head in card.heads]:
         return card
     statistics = spans_of(cases, scorer, run)
     head = card.head(name)

@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 
 _SCALE = (0.85, 1.2)
+_STRETCH = (0.93, 1.07)  # more along one axis than along the other
 _SHIFT = 0.15  # of half a slice's side
 _TURN = np.radians(8)
 _CUT = 0.25  # share of views with a smaller field of view
-_FIELD = (0.25, 0.75)  # its side, of the slice's
+_FIELD = (0.35, 1.0)  # its side, of the slice's
 _TISSUE = -0.44  # -300 HU
-_TINT = (0.1, 0.04)  # of contrast, and of the level (50 HU)
+_TINT = (0.15, 0.05)  # of contrast, and of the level (62 HU)
 _NOISE = 0.02
 
 
@@ -73,7 +74,7 @@ class Views:
 
 def seen(image: Tensor, rng: np.random.Generator) -> Tensor:
     """Slices (m, 1, J, I) of one scan as another scanner might have shown them; beyond the field is air."""
-    scale, turn = float(rng.uniform(*_SCALE)), float(rng.uniform(-_TURN, _TURN))
+    scale, turn = rng.uniform(*_SCALE) * rng.uniform(*_STRETCH, 2), float(rng.uniform(-_TURN, _TURN))
     shift = rng.uniform(-_SHIFT, _SHIFT, 2)
     if rng.random() < _CUT:
         centre = _tissue(image, rng)
@@ -81,11 +82,11 @@ def seen(image: Tensor, rng: np.random.Generator) -> Tensor:
             # A smaller field is shown around its own centre, as a reconstruction of it would be.
             image, shift = _cut(image, centre, rng.uniform(*_FIELD, 2)), centre + shift / 3
     flips = rng.random(2) < (0.5, 0.1)
-    cos, sin = np.cos(turn) / scale, np.sin(turn) / scale
+    (wide, deep), cos, sin = 1 / scale, np.cos(turn), np.sin(turn)
     matrix = torch.tensor(
         [
-            [cos * (-1 if flips[0] else 1), -sin, shift[0]],
-            [sin * (-1 if flips[0] else 1), cos * (-1 if flips[1] else 1), shift[1]],
+            [wide * cos * (-1 if flips[0] else 1), -wide * sin, shift[0]],
+            [deep * sin * (-1 if flips[0] else 1), deep * cos * (-1 if flips[1] else 1), shift[1]],
         ],
         dtype=torch.float32,
     )

@@ -167,8 +167,8 @@ def test_ends_that_stand_still_or_jump_are_drawn_on():
 
 
 def test_wrong_slice_distances_are_doubted():
-    z, raw = a_line(noise=0.0, slope=2 * SLOPE)
-    assert "look 6.0 mm apart, the header says 3.0 mm" in heights_of(z, raw).warnings[0]
+    z, raw = a_line(noise=0.0, slope=1.5 * SLOPE)
+    assert "look 4.5 mm apart, the header says 3.0 mm" in heights_of(z, raw).warnings[0]
     assert heights_of(*a_line(noise=0.0, slope=1.2 * SLOPE)).warnings == ()
 
 
@@ -304,5 +304,7 @@ def test_nobody_asks_the_scorer_for_structures(a_tilted_ct, tmp_path, capsys):
 
 def test_mr_and_several_channels_are_not_scored(the_scorer, a_tilted_ct):
     assert the_scorer.heights(replace(a_tilted_ct, modality="MR"), CPU) is None
+    unnamed = replace(a_tilted_ct, modality="", array=a_tilted_ct.array.clip(0))
+    assert the_scorer.heights(unnamed, CPU) is None
     two = np.concatenate([a_tilted_ct.array] * 2)
     assert the_scorer.heights(Volume(array=two, grid=a_tilted_ct.grid, modality="CT"), CPU) is None

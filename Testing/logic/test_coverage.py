@@ -236,7 +236,7 @@ def cases_of(folder, code="SPL"):
         from CTSegLogic.values.move import move
 
         image, label = folder / f"{code}{n}_i.nii.gz", folder / f"{code}{n}_l.nii.gz"
-        write_nifti(np.zeros(turned.shape, np.int16), turned, image)
+        write_nifti(np.full(turned.shape, 20, np.int16), turned, image)
         write_nifti(np.ascontiguousarray(move(labels, grid, turned)), turned, label)
         cases.append(Case(name=f"{code}{n}", images=(image,), labels=label, mapping={1: "liver"}))
     return cases
