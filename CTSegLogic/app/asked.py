@@ -53,6 +53,7 @@ def overrides_of(options: argparse.Namespace) -> Overrides:
         merge=not options.no_merge,
         per_head=getattr(options, "per_head", None),
         host_mm=options.host_mm,
+        body_part=options.body_part,
     )
 
 

@@ -184,7 +184,7 @@ def fingerprint(asked: Asked, options: argparse.Namespace) -> str:
     parts = [
         [[card.to_json(), [s.key for s in ask.structures]] for card, ask in asked.plan],
         [asked.modality, options.quality, options.precision, options.suffix, options.naming],
-        [options.window, options.overlap, options.blend, options.backend],
+        [options.window, options.overlap, options.blend, options.backend, options.body_part],
     ]
     if options.template is not None:
         parts.append([file_sha256(options.template), options.skull_strip])

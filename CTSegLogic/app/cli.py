@@ -197,6 +197,12 @@ def _tiles(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--host-mm", type=float, metavar="MM", help="drop lesions further than this from their organ"
     )
+    p.add_argument(
+        "--no-body-part",
+        dest="body_part",
+        action="store_false",
+        help="every head looks at the whole scan, wherever in the body it lies",
+    )
 
 
 def _runtime(p: argparse.ArgumentParser, threads: str = "--workers") -> None:

@@ -3,11 +3,13 @@ command line all go through here."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from CTSegLogic.app.coverage import Coverage, on_whole
 from CTSegLogic.files.weights import cards, find_card, installed
 from CTSegLogic.systems import System, open_system
 from CTSegLogic.values.card import Card
@@ -21,7 +23,7 @@ from CTSegLogic.values.errors import (
     out_of_memory,
 )
 from CTSegLogic.values.grid import Box, Grid
-from CTSegLogic.values.prediction import Layer, Prediction, merge
+from CTSegLogic.values.prediction import Prediction, merge
 from CTSegLogic.values.prompt import Ask, Classes, Text, ask_for, describe, notes_of, resolve, wanted_keys
 from CTSegLogic.values.run import Request, Run
 from CTSegLogic.values.settling import settled, trust_in
@@ -117,6 +119,8 @@ class Session:
         part, box = _looked_at(volume, request.roi)
         run = replace(self.run, quality=request.quality, overrides=request.overrides or self.run.overrides)
         before = request.before[box.slices] if request.before is not None else None
+        # A region is a choice of where to look: nobody second-guesses it.
+        where = Coverage(part, run, self.load, wanted=request.roi is None)
         predictions = []
         for n, (card, ask) in enumerate(plan):
             if volume.channels != len(card.prepare.channels):
@@ -125,8 +129,8 @@ class Session:
                     seen=f"The scan has {volume.channels} channels, {card.name} takes {len(wanted)}.",
                     hint=f"Give one image per channel: {', '.join(wanted)}.",
                 )
-            stage = run.share(n, len(plan))
-            found = self._found(card, part, replace(ask, before=before), stage)
+            segment = functools.partial(self._found, card)
+            found = where.segmented(card, replace(ask, before=before), run.share(n, len(plan)), segment)
             warned = (*scan_warnings(part, card.modality), *_terms(card))
             predictions.append(
                 replace(found, origin=replace(found.origin, warnings=warned + found.origin.warnings))
@@ -146,7 +150,7 @@ class Session:
                 warnings=tuple(dict.fromkeys((*told, *merged.origin.warnings))),
             ),
         )
-        return with_warnings(_on_whole(merged, volume.grid, box))
+        return with_warnings(on_whole(merged, volume.grid, box))
 
 
 def _chosen(request: Request, plan: Sequence[tuple[Card, Ask]], modality: str) -> tuple[str, ...]:
@@ -204,12 +208,3 @@ def _looked_at(volume: Volume, roi: Grid | None) -> tuple[Volume, Box]:
         volume.grid.shape
     )
     return volume.on(volume.grid.cropped(box)), box
-
-
-def _on_whole(prediction: Prediction, grid: Grid, part: Box) -> Prediction:
-    if prediction.grid.shape == grid.shape:
-        return replace(prediction, grid=grid)
-    layers = tuple(
-        Layer(array=layer.array, box=layer.box.shifted(part.start_kji)) for layer in prediction.layers
-    )
-    return replace(prediction, grid=grid, layers=layers)

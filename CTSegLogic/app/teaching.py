@@ -75,6 +75,7 @@ def _continual(options: argparse.Namespace, run: Run) -> None:
 
 def train(options: argparse.Namespace, run: Run) -> None:
     """Trains the head of a task file; several devices by starting this command anew under torchrun."""
+    from CTSegLogic.train.bodypart import is_bodypart, train_bodypart
     from CTSegLogic.train.ranks import launched, started
     from CTSegLogic.train.sequence import is_sequence, learn_sequence
 
@@ -90,13 +91,15 @@ def train(options: argparse.Namespace, run: Run) -> None:
         if options.devices > 1 and not started():
             launched(_arguments(options), options.devices)
             card = find_card(str(options.output))
+        elif is_bodypart(options.task):
+            data = options.data or options.task.parent
+            card = train_bodypart(options.task, options.output, listening, data=data, resume=options.resume)
         else:
             card = grow(options.task, options.output, listening, data=options.data, resume=options.resume)
     if started():
         return
-    sys.stdout.write(
-        f"{card.name} {card.version}: heads {', '.join(h.name for h in card.heads)} in {options.output}\n"
-    )
+    heads = ", ".join(head.name for head in card.heads) or "none"
+    sys.stdout.write(f"{card.name} {card.version}: heads {heads} in {options.output}\n")
     if options.report:
         _report(options, card, run)
     if options.publish:

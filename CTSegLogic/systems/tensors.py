@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -142,11 +142,15 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], what: str, *, a
     module.load_state_dict(tensors, strict=True, assign=assign)
 
 
-def read_checkpoint(path: Path) -> Any:
+def read_checkpoint(path: Path, held: IO[bytes] | None = None) -> Any:
     """What a foreign checkpoint holds: safetensors as a table of tensors, .pt and .pth as they are.
 
     Files of torch are mapped, not read (those older than torch 1.6 cannot be), and only tensors, plain
     containers and numpy's numbers are unpickled.
+
+    Args:
+        path: the file.
+        held: its content, when it was taken out of an archive.
 
     Raises:
         WeightsCorrupt: it is neither, or a file that would run code.
@@ -154,8 +158,9 @@ def read_checkpoint(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
+        mapped = held is None and zipfile.is_zipfile(path)
         with torch.serialization.safe_globals(_numbers()):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(held or path, map_location="cpu", weights_only=True, mmap=mapped)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError, AttributeError) as error:
         what = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsCorrupt(

@@ -31,6 +31,7 @@ from CTSegLogic.train.fit import fit
 from CTSegLogic.train.importers import read_datalist, read_nnunet, read_unlabelled
 from CTSegLogic.train.ranks import Ranks, joined
 from CTSegLogic.train.replay import rehearsal
+from CTSegLogic.train.spans import with_span
 from CTSegLogic.values.card import FORMAT, Card, card_from
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.presets import PRESETS, Preset
@@ -93,8 +94,10 @@ def grow_table(
     task = task_of(table, card, data or home, home)
     ranks, run = joined(run)
     grown = taught(card, task, run, folder, resume=resume, ranks=ranks, prepared=prepared, folds=folds)
-    if "name" in table and ranks.rank == 0:
-        grown = replace(grown, name=table["name"])
+    if ranks.rank == 0:
+        # A head remembers where in the body it was taught, so that it is not asked elsewhere.
+        grown = with_span(grown, task.head, task.training, run)
+        grown = replace(grown, name=table.get("name", grown.name))
         with replaced(folder / "card.json") as part:
             part.write_text(grown.to_json(), encoding="utf-8")
     return grown

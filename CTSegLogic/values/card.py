@@ -19,6 +19,7 @@ from CTSegLogic.values.structures import Structure, Vocabulary, structure_from_r
 from CTSegLogic.values.supports import support_order
 
 FORMAT = 1
+SCORER = "bodypart"  # the system that scores slices instead of finding structures: it has no heads
 _SCHEMES = (
     "https://",
     "package:",
@@ -90,6 +91,8 @@ class Head:
             or exclusive (sigmoids of which only the best above 0 counts).
         supports: heads whose outputs this one reads.
         span: cranio-caudal score range in which it is meant to work, or None for everywhere.
+        scored: from what the span follows: `by`, the body-part model and its version, and per structure
+            the scores of the training cases (see train/spans.py).
         file: which of the card's files holds it.
         measured: figures of its evaluation, for people to read.
     """
@@ -100,6 +103,7 @@ class Head:
     activation: Literal["softmax", "sigmoid", "exclusive"] = "softmax"
     supports: tuple[str, ...] = ()
     span: tuple[float, float] | None = None
+    scored: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -317,7 +321,7 @@ def _rules(card: Card) -> Iterator[tuple[bool, str]]:
     names = [head.name for head in card.heads]
     named = isinstance(card.name, str) and _NAME.fullmatch(card.name)
     yield not named, "the name is not lower-case letters, digits, . _ -"
-    yield not card.heads, "it has no head"
+    yield not card.heads and card.system != SCORER, "it has no head"
     yield len(set(names)) != len(names), "two heads share a name"
     yield not set(card.modality) <= {"CT", "MR"} or not card.modality, "modality must list CT, MR or both"
     yield card.license.use not in ("any", "research", "non-commercial"), "license.use is unknown"
@@ -358,6 +362,8 @@ def _head_rules(head: Head, card: Card, names: list[str]) -> Iterator[tuple[bool
     yield not head.structures, "finds nothing"
     yield len(set(head.structures)) != len(head.structures), "lists a structure twice"
     yield head.activation not in ("softmax", "sigmoid", "exclusive"), "has an unknown activation"
+    rising = head.span is None or (len(head.span) == 2 and head.span[0] < head.span[1])
+    yield not rising, "has a span that is not a rising pair"
     lost = bool(head.file) and head.file not in card.files
     yield lost, f"names the file {head.file!r} that the card does not list"
     yield not set(head.supports) <= set(names), "is supported by a head that is not there"

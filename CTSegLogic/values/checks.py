@@ -27,7 +27,7 @@ def scan_warnings(volume: Volume, modality: tuple[str, ...]) -> tuple[str, ...]:
     if min(extent) < _LEAST_MM:
         said.append(f"The scan is only {min(extent):.0f} mm thick along one axis.")
     if "CT" in modality and volume.modality in ("", "CT"):
-        said += _hu_warnings(volume)
+        said += hu_warnings(volume)
     return tuple(said)
 
 
@@ -62,7 +62,8 @@ def touches_edge(prediction: Prediction, entry: Entry) -> bool:
     return False
 
 
-def _hu_warnings(volume: Volume) -> list[str]:
+def hu_warnings(volume: Volume) -> list[str]:
+    """Sentences about voxel values that do not look like a CT's in Hounsfield units."""
     values = volume.array[0].ravel()[:: max(1, volume.array[0].size // _SAMPLE)]
     soft = {
         shift: float(np.mean((values > _SOFT_HU[0] + shift) & (values < _SOFT_HU[1] + shift)))

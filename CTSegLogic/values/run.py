@@ -47,6 +47,7 @@ class Overrides:
             one's own.
         per_head: a folder into which every head's own label map is written as well (clnet).
         host_mm: lesions further than this from the organ they belong to are taken away; None keeps them.
+        body_part: whether heads are left out, and look only, where a CT's place in the body says so.
     """
 
     window: tuple[int, int, int] | None = None
@@ -58,6 +59,7 @@ class Overrides:
     merge: bool = True
     per_head: Path | None = None
     host_mm: float | None = None
+    body_part: bool = True
 
     def __post_init__(self) -> None:
         for broken, seen, hint in (

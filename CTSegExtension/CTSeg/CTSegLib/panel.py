@@ -112,7 +112,7 @@ class Panel:
         self._updating = True
         box, chosen = self.ui.modelBox, self.parameters().model if self.parameters() else ""
         box.clear()
-        for card in models.cards().values():
+        for card in (c for c in models.cards().values() if c.heads):
             box.addItem(f"{card.name}: {card.title}", card.name)
         names = [box.itemData(n) for n in range(box.count)]
         default = "starter" if "starter" in names else names[0]

@@ -1,0 +1,188 @@
+"""Which heads a scan has anything for: those out of the field of view are left out and said, the others look
+only where they know their way.
+
+    scores of the scan's slices (systems/bodypart) + a head's span -> the part of the scan that is looked at
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from CTSegLogic.files.weights import find_card
+from CTSegLogic.values.card import SCORER, Card, Head, Prepare
+from CTSegLogic.values.checks import hu_warnings
+from CTSegLogic.values.errors import Cancelled, CTSegError, out_of_memory
+from CTSegLogic.values.grid import Box, Grid
+from CTSegLogic.values.heights import Heights, slab_of
+from CTSegLogic.values.prediction import Entry, Layer, Origin, Prediction
+from CTSegLogic.values.prompt import Ask
+from CTSegLogic.values.run import Run
+from CTSegLogic.values.structures import Structure
+from CTSegLogic.values.volume import Volume
+
+_WORTH = 0.8  # share of a scan's slices from which cutting the rest off saves too little to move the tiles
+_OPTION = "body part"
+
+Segment = Callable[[Volume, Ask, Run], Prediction]
+
+
+class Coverage:
+    """Where in the body one scan lies, found out when the first model asks, and once per scorer."""
+
+    def __init__(self, volume: Volume, run: Run, load: Callable[[Card], Any], *, wanted: bool = True) -> None:
+        # A scan that is no CT in HU, or clicks and regions that people place, decide for themselves.
+        able = volume.modality != "MR" and volume.channels == 1 and not hu_warnings(volume)
+        self.volume, self.run, self.load = volume, run, load
+        self.wanted = wanted and run.overrides.body_part and able
+        self._known: dict[str, tuple[Heights | None, str]] = {}
+
+    def segmented(self, card: Card, ask: Ask, run: Run, segment: Segment) -> Prediction:
+        """What `segment` finds of the ask, on the whole scan's grid.
+
+        Heads whose span the scan does not reach are not run: their structures come back as "not covered".
+        """
+        ranged = [head for head, _ in ask.heads if head.span is not None]
+        if not self.wanted or not ranged or ask.points_ras is not None or ask.before is not None:
+            return segment(self.volume, ask, run)
+        heights, note = self._heights(scorer_of(ranged[0]))
+        if heights is None:
+            return _noted(segment(self.volume, ask, run), (note,) if note else (), "not known")
+        windows = {h.name: _window(h, heights, self.volume.grid) for h, _ in ask.heads}
+        seen = tuple((head, wanted) for head, wanted in ask.heads if windows[head.name] is not None)
+        said = list(heights.warnings)
+        said += [_left_out(head, heights) for head, _ in ask.heads if windows[head.name] is None]
+        found = self._found(card, replace(ask, heads=seen), run, segment, windows) if seen else None
+        found = found or Prediction(grid=self.volume.grid, layers=(), entries=())
+        missing = {
+            s.key: _not_covered(s, head, heights)
+            for head, wanted in ask.heads
+            if windows[head.name] is None
+            for s in wanted
+        }
+        by_key = {entry.structure.key: entry for entry in found.entries} | missing
+        entries = tuple(by_key[s.key] for s in ask.structures)
+        low, high = _shown(heights)
+        return _noted(replace(found, entries=entries), tuple(said), f"{low:.1f} to {high:.1f}")
+
+    def _heights(self, scorer: str) -> tuple[Heights | None, str]:
+        """The scan's scores by a scorer, and why there are none where a reason is worth a sentence."""
+        if scorer not in self._known:
+            try:
+                self._known[scorer] = self.load(find_card(scorer)).heights(self.volume, self.run), ""
+            except Cancelled:
+                raise
+            except (CTSegError, RuntimeError, MemoryError) as error:
+                if not isinstance(error, CTSegError) and not out_of_memory(error):
+                    raise
+                seen = error.seen if isinstance(error, CTSegError) else "memory ran out."
+                self._known[scorer] = None, f"Where in the body the scan lies was not looked at: {seen}"
+        return self._known[scorer]
+
+    def _found(
+        self, card: Card, ask: Ask, run: Run, segment: Segment, windows: Mapping[str, Box | None]
+    ) -> Prediction:
+        """What the heads find in the part of the scan that any of them knows, each kept in its own window."""
+        boxes = [box for head, _ in ask.heads if (box := windows[head.name]) is not None]
+        union = boxes[0]
+        for box in boxes[1:]:
+            union = union.union(box)
+        grid = self.volume.grid
+        box = _with_margin(union, grid, card.prepare)
+        if math.prod(box.shape) > _WORTH * math.prod(grid.shape):
+            box = Box.whole(grid.shape)
+        part = self.volume if box.shape == grid.shape else self.volume.on(grid.cropped(box))
+        found = on_whole(segment(part, ask, run), grid, box)
+        inside = {s.key: box for h, wanted in ask.heads for s in wanted if (box := windows[h.name])}
+        return _kept(found, inside)
+
+
+def scorer_of(head: Head) -> str:
+    """The name of the body-part model whose scores a head's span is in."""
+    return str(head.scored.get("by", SCORER)).split(" ")[0]
+
+
+def on_whole(prediction: Prediction, grid: Grid, part: Box) -> Prediction:
+    """A prediction of a part of a scan as one of the whole scan."""
+    if prediction.grid.shape == grid.shape:
+        return replace(prediction, grid=grid)
+    layers = tuple(
+        Layer(array=layer.array, box=layer.box.shifted(part.start_kji)) for layer in prediction.layers
+    )
+    return replace(prediction, grid=grid, layers=layers)
+
+
+def _window(head: Head, heights: Heights, grid: Grid) -> Box | None:
+    """The part of the scan inside a head's span: all for a head without one, None when there is none."""
+    if head.span is None:
+        return Box.whole(grid.shape)
+    between = heights.between(*head.span)
+    return None if between is None else slab_of(grid, *between)
+
+
+def _with_margin(box: Box, grid: Grid, prepare: Prepare) -> Box:
+    """The slab with a quarter of a tile more on either side, and no thinner than a tile (as published)."""
+    axis = next(n for n, letter in enumerate(prepare.code) if letter in "SI")
+    tile_mm = prepare.patch_kji[axis] * prepare.spacing_mm[axis]
+    along = next(n for n, letter in enumerate(grid.code) if letter in "SI")
+    mm = grid.spacing[along]
+    by = [0, 0, 0]
+    by[along] = int(max(tile_mm / 4, (tile_mm - box.shape[along] * mm) / 2) / mm + 1)
+    return box.grown(by).clipped(grid.shape)
+
+
+def _shown(heights: Heights) -> tuple[float, float]:
+    return float(heights.score.min()), float(heights.score.max())
+
+
+def _reach(head: Head, heights: Heights) -> str:
+    low, high = _shown(heights)
+    first, last = head.span or (low, high)
+    return (
+        f"the scan shows {low:.0f} to {high:.0f} of the body scale (0 pelvis, 100 eyes), "
+        f"{head.name} works from {first:.0f} to {last:.0f}"
+    )
+
+
+def _left_out(head: Head, heights: Heights) -> str:
+    return f"{head.name} was left out: {_reach(head, heights)}. --no-body-part looks all the same."
+
+
+def _not_covered(structure: Structure, head: Head, heights: Heights) -> Entry:
+    said = (f"not in the field of view: {_reach(head, heights)}",)
+    return Entry(structure=structure, layer=0, value=0, status="not covered", ml=0.0, warnings=said)
+
+
+def _noted(prediction: Prediction, said: tuple[str, ...], where: str) -> Prediction:
+    origin: Origin = prediction.origin
+    options = {**origin.options, _OPTION: where}
+    return replace(prediction, origin=replace(origin, options=options, warnings=(*said, *origin.warnings)))
+
+
+def _kept(prediction: Prediction, inside: Mapping[str, Box]) -> Prediction:
+    """The prediction without the voxels of each structure that lie outside its box."""
+    arrays: dict[int, Any] = {}
+    entries = []
+    for entry in prediction.entries:
+        kept, box = entry, inside.get(entry.structure.key)
+        if box is not None and entry.status == "found":
+            layer = prediction.layers[entry.layer]
+            own = box.shifted([-s for s in layer.box.start_kji]).clipped(layer.box.shape)
+            array = arrays.get(entry.layer, layer.array)
+            gone = array == entry.value
+            before = int(gone.sum())
+            gone[own.slices] = False
+            if lost := int(gone.sum()):
+                arrays[entry.layer] = array = array.copy() if array is layer.array else array
+                array[gone] = 0
+                kept = replace(entry, ml=(before - lost) * prediction.grid.voxel_ml)
+            if lost == before:
+                kept = replace(entry, status="absent", ml=0.0, confidence=None)
+        entries.append(kept)
+    layers = tuple(
+        Layer(array=arrays[n], box=layer.box) if n in arrays else layer
+        for n, layer in enumerate(prediction.layers)
+    )
+    return replace(prediction, layers=layers, entries=tuple(entries))
