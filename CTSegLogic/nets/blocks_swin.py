@@ -6,8 +6,8 @@ B batch, C channel, KJI space; inside, channels come last. Names of tensors are 
     x B C KJI -> patches 2x2x2 -> 4 stages of two blocks and a merging -> hidden states at 1/2 .. 1/32
 
 Merging gathers eight neighbours into one. The order in which published networks did so was a slip, with two
-neighbours twice and two never, and libraries have since changed it under the same name: files run only with the
-order they were trained with, so a card names it (`ORDERS`).
+neighbours twice and two never, and libraries have since changed it under the same name: files run only with
+the order they were trained with, so a card names it (`ORDERS`).
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ _AT_ONCE = 64  # windows attended to at a time: all of a 128^3 tile would take 1
 
 
 class Attention(nn.Module):
-    """Attention inside windows: (windows, tokens, C) and regions (windows, tokens) or None -> the same shape."""
+    """Attention inside windows: (windows, tokens, C), regions (windows, tokens) or None -> the same shape."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads, self.scale = heads, (width // heads) ** -0.5
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * _WINDOW - 1) ** 3, heads))
-        self.register_buffer("relative_position_index", _relative_places())
+        # Published files hold it, 0.9 MB each; ours do not, since it is the same everywhere.
+        self.register_buffer("relative_position_index", relative_places(), persistent=False)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
@@ -116,7 +117,7 @@ class Block(nn.Module):
 
 
 class Merging(nn.Module):
-    """Eight neighbours, in the card's order, become one place with twice the channels: B KJI C -> B KJI/2 2C."""
+    """Eight neighbours, in the card's order, become one of twice the channels: B KJI C -> B KJI/2 2C."""
 
     def __init__(self, width: int, order: str = "legacy") -> None:
         super().__init__()
@@ -136,7 +137,7 @@ class Merging(nn.Module):
 
 
 class Stage(nn.Module):
-    """Two blocks and a merging: B C KJI -> B 2C KJI/2. Activations are made again for gradients on request."""
+    """Two blocks and a merging: B C KJI -> B 2C KJI/2."""
 
     def __init__(self, width: int, heads: int, order: str) -> None:
         super().__init__()
@@ -202,7 +203,7 @@ def _normalised(x: Tensor) -> Tensor:
     return F.layer_norm(last, last.shape[-1:]).movedim(-1, 1)
 
 
-def _relative_places() -> Tensor:
+def relative_places() -> Tensor:
     """Row of the bias table for each pair of tokens of a full window, (343, 343)."""
     axis = torch.arange(_WINDOW)
     at = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).flatten(1)

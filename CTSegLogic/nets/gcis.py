@@ -1,8 +1,8 @@
 """gCIS's network: a Swin U-Net whose decoder has several pathways, and routers that a text's vector decides.
 
-Source: Communications Engineering 2024, doi 10.1038/s44172-024-00287-0; written from the description, no code
-taken. Shapes: B batch, C channel, KJI space, fs = feature size. Names of tensors are those of published files:
-an encoder's and a decoder's together are one file's.
+Source: Communications Engineering 2024, doi 10.1038/s44172-024-00287-0; written from the description, no
+code taken. Shapes: B batch, C channel, KJI space, fs = feature size. Names of tensors are those of published
+files: an encoder's and a decoder's together are one file's.
 
     x B1KJI -> Encoder -> skips [1/1 fs, 1/2 fs, 1/4 2fs, 1/8 4fs, 1/16 8fs, 1/32 16fs]
             -> Decoder, one of `paths` blocks at each of seven positions -> logits B2KJI
@@ -29,7 +29,7 @@ from CTSegLogic.nets.blocks_swin import ORDERS, Swin, remade
 Program = tuple[int, ...]  # which block runs at each position, from 0
 POSITIONS = ("decoder10", "decoder5", "decoder4", "decoder3", "decoder2", "decoder1", "out")
 STRIDE = 32
-_ROUTED = re.compile(r"(layer|conv_block|out)_p\d+\.|prompt_router\.")
+ROUTED = re.compile(r"(layer|conv_block|out)_p\d+\.|prompt_router\.")  # names a single path lacks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,8 +232,8 @@ class Decoder(nn.Module):
         Args:
             skips: of the encoder, one row per prompt.
             weights: of each position, (rows, paths).
-            runs: of each position, (rows, paths) bool: which blocks are computed for which row; all of them is
-                the published form.
+            runs: of each position, (rows, paths) bool: which blocks are computed for which row; all of them
+                is the published form.
         """
         x = skips[-1]
         for position, (share, on) in enumerate(zip(weights, runs, strict=True)):
@@ -296,7 +296,7 @@ def block_name(position: int, path: int | None) -> str:
 
 def single_path(tensors: Mapping[str, Tensor], program: Sequence[int]) -> dict[str, Tensor]:
     """The tensors of a decoder (or of a whole file) that one program uses, under single-path names; exact."""
-    renamed = {name: t for name, t in tensors.items() if not _ROUTED.search(name)}
+    renamed = {name: t for name, t in tensors.items() if not ROUTED.search(name)}
     for name, tensor in tensors.items():
         for position, path in enumerate(program):
             used = block_name(position, path) + "."

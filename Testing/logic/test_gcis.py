@@ -1,4 +1,4 @@
-"""gCIS's network: published names and counts, pathways, patch merging, text encoders' independence of images."""
+"""gCIS's network: published names and counts, pathways, patch merging, gradients behind a frozen part."""
 
 from __future__ import annotations
 
