@@ -93,6 +93,7 @@ def _catalogue(sub: Any) -> None:
         "phrase", metavar="PHRASE", nargs="+", help='such as "both parotids and the cord, not the mandible"'
     )
     p.add_argument("--model", metavar="CARD", help="read the phrase for this model")
+    p.add_argument("--pathways", action="store_true", help="the way of each structure through a gCIS model")
     p.add_argument("--json", action="store_true", help="for programs")
     p.set_defaults(run=commands.explain)
     p = sub.add_parser("doctor", help="versions, devices, models and a self-test")

@@ -65,7 +65,10 @@ def describe(options: argparse.Namespace, run: Run) -> None:
 
 def explain(options: argparse.Namespace, run: Run) -> int:
     """Prints what a phrase means; exit code 2 when a word was not understood."""
-    del run
+    if options.pathways:
+        from CTSegLogic.app.pathways import explain_pathways
+
+        return explain_pathways(options, run)
     phrase = " ".join(options.phrase)
     card = find_card(options.model) if options.model else None
     meant = understand(phrase, card.vocabulary if card else None, within=card.keys if card else None)

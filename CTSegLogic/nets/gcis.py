@@ -40,7 +40,7 @@ class Plan:
         feature_size: channels at full resolution, a multiple of 12.
         paths: blocks per position; 0 is a network of a single path, without routers (26.75 M parameters).
         outputs: background and what the prompt names.
-        text: numbers in a text's vector.
+        text_dim: numbers in a text's vector.
         merging: order of merged patches, see `ORDERS` in nets/blocks_swin.py.
         inputs: image channels.
     """
@@ -48,7 +48,7 @@ class Plan:
     feature_size: int = 48
     paths: int = 6
     outputs: int = 2
-    text: int = 512
+    text_dim: int = 512
     merging: str = "legacy"
     inputs: int = 1
 
@@ -188,7 +188,7 @@ class Decoder(nn.Module):
         super().__init__()
         fs, self.plan, self.recompute = plan.feature_size, plan, False
         count = max(plan.paths, 1)
-        text = plan.text if plan.paths else 0
+        text = plan.text_dim if plan.paths else 0
         deep = [Bottleneck(16 * fs) for _ in range(count)]
         self.decoder10 = Position(deep, "layer", text, None)
         for name, inputs, width in (

@@ -31,13 +31,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {name: t.float() if t.is_floating_point() else t for name, t in stored.items()}
 
 
-def write_tensors(module: nn.Module, path: Path, *, half: bool = True) -> None:
+def write_tensors(module: nn.Module, path: Path, *, half: bool = True, whole: tuple[str, ...] = ()) -> None:
     """A module's parameters as a safetensors file, in half precision or as they are, written whole or not at
-    all."""
+    all; those with a word of `whole` in their names always as they are."""
     from safetensors.torch import save_file
 
     kind = torch.float16 if half else torch.float32
-    table = {name: t.detach().to("cpu", kind).contiguous() for name, t in module.state_dict().items()}
+    table = {
+        name: t.detach().to("cpu", torch.float32 if any(w in name for w in whole) else kind).contiguous()
+        for name, t in module.state_dict().items()
+    }
     with replaced(path) as part:
         save_file(table, part)
 

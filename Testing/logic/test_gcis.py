@@ -20,7 +20,7 @@ from CTSegLogic.nets.gcis import (
 )
 
 GOLDEN = [-2.909327, -1.299423, 0.480005, 2.19681]
-SMALL = Plan(feature_size=12, paths=3, text=16)
+SMALL = Plan(feature_size=12, paths=3, text_dim=16)
 
 
 def parts(plan: Plan) -> tuple[Encoder, Decoder]:

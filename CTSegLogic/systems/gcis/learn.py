@@ -96,7 +96,7 @@ class GcisLearner:
         return softmax_dice_ce(logits, truth.long()) + total
 
     def labels(self, image: NDArray[Any], run: Run) -> NDArray[np.unsignedinteger[Any]]:
-        """Channel numbers found in an unscaled image on the working grid; the surest where prompts overlap."""
+        """Channel numbers in an unscaled image on the working grid; of prompts that overlap the surest."""
         grid, count = Grid.of(image.shape[1:]), len(self.task.structures)
         matrix = torch.cat([torch.zeros(1, count), torch.eye(count)])
         readout = Readout(
@@ -126,7 +126,8 @@ class GcisLearner:
         files = carried(card, [*old, *(head.file for head in heads)], folder)
         written = {own: self.decoder} if old else {ENCODER: self.encoder, own: self.decoder}
         for name, module in written.items():
-            write_tensors(module, folder / f"{name}.safetensors")
+            # A router's near tie must not turn when its numbers are rounded.
+            write_tensors(module, folder / f"{name}.safetensors", whole=("prompt_router",))
             files[name] = file_spec(folder / f"{name}.safetensors")
         heads += [
             Head(name=self.task.head if lone else key, structures=(key,), file=own, activation="sigmoid")

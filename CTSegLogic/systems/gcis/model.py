@@ -134,7 +134,9 @@ class Model:
         text = dict(self.card.network.get("text", {}))
         named = text.get("weights")
         weights = ensure(self.card, (named,))[named] if named else None
-        encoder = encoder_named(text.get("encoder", "clip"), self.card.vocabulary, self.plan.text, weights)
+        encoder = encoder_named(
+            text.get("encoder", "clip"), self.card.vocabulary, self.plan.text_dim, weights
+        )
         table = text.get("vectors")
         known = self._tensors(table) if table else {}
         return Vectors(encoder, known, text.get("fingerprint", ""), home() / "text")
