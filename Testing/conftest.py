@@ -132,3 +132,11 @@ def a_data_set(tmp_path_factory):
     table = {"labels": {"0": "background", "1": "kidney_left", "2": "kidney_right"}, "modality": {"0": "CT"}}
     (folder / "dataset.json").write_text(json.dumps(table))
     return folder
+
+
+@pytest.fixture
+def a_gcis_card(tmp_path) -> Card:
+    """A gCIS with random weights and three prompts, written as a model on disk."""
+    from tiny import a_gcis_model
+
+    return a_gcis_model(tmp_path / "gcis")

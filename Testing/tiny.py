@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from CTSegLogic.values.card import Intensity, Prepare
+from dataclasses import replace
+from pathlib import Path
+
+from CTSegLogic.values.card import Card, Head, Intensity, License, Prepare
 
 KEYS = ("kidney_left", "kidney_right", "liver")
 NETWORK = {
     "encoder": {"channels": [4, 8, 8], "strides": [[2, 2, 2], [2, 2, 2]], "kernels": [[3, 3, 3]] * 3},
     "decoder": {"base": 4, "cap": 8},
 }
+GCIS = {"feature_size": 12, "paths": 3, "text_dim": 32}
 
 
 def tiny_prepare() -> Prepare:
@@ -18,3 +22,39 @@ def tiny_prepare() -> Prepare:
         patch_kji=(16, 16, 16),
         intensity=Intensity(kind="zscore", clip=(-200.0, 400.0), mean=20.0, std=100.0),
     )
+
+
+def a_gcis_model(folder: Path) -> Card:
+    """A gCIS of the smallest width with random weights and a prompt per key."""
+    import torch
+
+    from CTSegLogic.files.weights import file_spec
+    from CTSegLogic.nets.gcis import Decoder, Encoder, Plan
+    from CTSegLogic.systems.gcis.text import Vectors, VocabularyEncoder
+    from CTSegLogic.systems.tensors import write_tensors
+    from CTSegLogic.values.structures import vocabulary
+
+    torch.manual_seed(0)
+    folder.mkdir()
+    plan = Plan(**GCIS)
+    write_tensors(Encoder(plan), folder / "encoder.safetensors", half=False)
+    write_tensors(Decoder(plan), folder / "pathways.safetensors", half=False)
+    vectors = Vectors(VocabularyEncoder(vocabulary(), plan.text_dim))
+    vectors.save(KEYS, folder / "vectors.safetensors")
+    text = {"encoder": "vocabulary", "vectors": "vectors", "fingerprint": vectors.encoder.fingerprint}
+    card = Card(
+        name="gcis-tiny",
+        version="1.0",
+        title="a tiny gCIS",
+        system="gcis",
+        modality=("CT",),
+        heads=tuple(Head(name=key, structures=(key,), file="pathways", activation="sigmoid") for key in KEYS),
+        prepare=replace(tiny_prepare(), patch_kji=(64, 32, 32)),
+        files={n: file_spec(folder / f"{n}.safetensors") for n in ("encoder", "pathways", "vectors")},
+        license=License(name="Apache-2.0"),
+        encoder="encoder",
+        network={**GCIS, "text": text},
+        folder=folder,
+    )
+    (folder / "card.json").write_text(card.to_json(), encoding="utf-8")
+    return card

@@ -97,6 +97,7 @@ def _catalogue(sub: Any) -> None:
     )
     p.add_argument("--model", metavar="CARD", help="read the phrase for this model")
     p.add_argument("--modality", choices=("CT", "MR"), help="the kind of scan the model is to be chosen for")
+    p.add_argument("--pathways", action="store_true", help="the way of each structure through a gCIS model")
     p.add_argument("--json", action="store_true", help="for programs")
     p.set_defaults(run=explain.explain)
     p = sub.add_parser("doctor", help="versions, devices, models and a self-test")

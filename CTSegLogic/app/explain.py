@@ -16,7 +16,10 @@ from CTSegLogic.values.structures import OUTLINE, vocabulary
 
 def explain(options: argparse.Namespace, run: Run) -> int:
     """Prints what a phrase means and who can find it; exit code 2 when it cannot be served as it stands."""
-    del run
+    if options.pathways:
+        from CTSegLogic.app.pathways import explain_pathways
+
+        return explain_pathways(options, run)
     card = find_card(options.model) if options.model else None
     words = card.vocabulary if card else vocabulary()
     meant = understand(" ".join(options.phrase), words, within=card.keys if card else None)

@@ -118,3 +118,20 @@ def binary_dice_ce(logits: Tensor, truth: Tensor) -> Tensor:
     p = logits.sigmoid()
     overlap, size = (p * truth).sum(1), (p * p).sum(1) + (truth * truth).sum(1)
     return 1 - (2 * overlap + 1e-4) / (size + 1e-2) + cross
+
+
+def softmax_dice_ce(logits: Tensor, truth: Tensor) -> Tensor:
+    """Dice and cross-entropy of classes that compete, background included, a scalar.
+
+    The mean over samples and classes of 1 - Dice with plain denominators and smoothing 1e-5, as gCIS was
+    trained (MONAI's DiceCELoss with softmax and to_onehot_y).
+
+    Args:
+        logits: (B, classes, k, j, i); truth: (B, k, j, i), class numbers.
+    """
+    p = logits.float().softmax(1)
+    drawn = F.one_hot(truth, logits.shape[1]).movedim(-1, 1).to(p.dtype)
+    axes = (2, 3, 4)
+    overlap, size = (p * drawn).sum(axes), (p + drawn).sum(axes)
+    dice = (2 * overlap + _SMOOTH) / (size + _SMOOTH)
+    return (1 - dice).mean() + F.cross_entropy(logits.float(), truth)

@@ -51,14 +51,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_tensors(
-    module: nn.Module, path: Path, *, half: bool = True, beside: Mapping[str, nn.Module] | None = None
+    module: nn.Module,
+    path: Path,
+    *,
+    half: bool = True,
+    whole: tuple[str, ...] = (),
+    beside: Mapping[str, nn.Module] | None = None,
 ) -> None:
     """A module's parameters as a safetensors file, in half precision or as they are, written whole or not at
-    all; those of modules `beside` it under their prefixes."""
+    all; those with a word of `whole` in their names always as they are, those of modules `beside` it under
+    their prefixes."""
     from safetensors.torch import save_file
 
     kind = torch.float16 if half else torch.float32
-    table = {name: t.detach().to("cpu", kind).contiguous() for name, t in _named(module, beside).items()}
+    table = {
+        name: t.detach().to("cpu", torch.float32 if any(w in name for w in whole) else kind).contiguous()
+        for name, t in _named(module, beside).items()
+    }
     with replaced(path) as part:
         save_file(table, part)
 

@@ -237,11 +237,8 @@ def _cases_of(table: Mapping[str, Any], card: Card, data: Path, named: str, mapp
     names = _names_of(mapping, card)
     if dataset.suffix != ".json":
         return read_nnunet(dataset, folds=int(table.get("folds", 5)), mapping=names)
-    if names is None:
-        raise TaskInvalid(
-            seen=f"{named} does not say what its labels mean.", hint='Give `mapping`, such as {"1": "liver"}.'
-        )
-    return read_datalist(dataset, data / str(table.get("dataset_dir", dataset.parent)), names)
+    # Without a mapping each entry's prompt says what is drawn.
+    return read_datalist(dataset, data / str(table.get("dataset_dir", dataset.parent)), names or {})
 
 
 def _names_of(mapping: Any, card: Card) -> Mapping[str, str] | None:

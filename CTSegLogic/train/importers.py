@@ -18,6 +18,7 @@ from typing import Any
 from CTSegLogic.files.images import is_image, stem
 from CTSegLogic.train.folders import folds_in, spread
 from CTSegLogic.values.errors import TaskInvalid
+from CTSegLogic.values.language import understand
 from CTSegLogic.values.structures import foreign_labels, vocabulary
 from CTSegLogic.values.task import Case
 
@@ -71,7 +72,7 @@ def read_datalist(
 
     Args:
         path: the JSON file; root: the folder its paths start from.
-        mapping: label value (as text) -> key.
+        mapping: label value (as text) -> key; where empty, an entry's "prompt" says what its 1 means.
         part: "training" or "testing".
 
     Raises:
@@ -99,8 +100,9 @@ def read_datalist(
             )
         name = str(entry.get("name") or stem(label))
         name = name if name not in cases else f"{name}-{n}"
+        meant = names or _prompted(entry, f"{path.name}: entry {n}")
         cases[name] = Case(
-            name=name, images=images, labels=label, mapping=names, fold=int(entry.get("fold", 0))
+            name=name, images=images, labels=label, mapping=meant, fold=int(entry.get("fold", 0))
         )
     if not cases:
         raise TaskInvalid(seen=f"{path.name} lists no case under {part!r}.", hint="See `ctseg prepare`.")
@@ -117,6 +119,18 @@ def read_unlabelled(folder: Path) -> list[Case]:
     if not paths:
         raise TaskInvalid(seen=f"{folder} holds no scan.", hint="Give a folder of image files.")
     return [Case(name=f"{folder.name}-{stem(p)}", images=(p,), labels=p, mapping={}, fold=-1) for p in paths]
+
+
+def _prompted(entry: Mapping[str, Any], where: str) -> dict[int, str]:
+    """What label 1 of an entry with a prompt means, as gCIS's lists have it."""
+    phrase = str(entry.get("prompt", ""))
+    meant = understand(phrase)
+    if not meant.clear or len(meant.wanted) != 1 or meant.excluded:
+        raise TaskInvalid(
+            seen=f"{where} has the prompt {phrase!r}, which is no one structure of the vocabulary.",
+            hint='Name one structure, or give `mapping`, such as {"1": "liver"}.',
+        )
+    return {1: meant.wanted[0]}
 
 
 def mapping_of(table: Mapping[str, Any], folder: Path) -> dict[int, str]:

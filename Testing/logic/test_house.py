@@ -21,7 +21,7 @@ ALL_PYTHON = sorted(p for d in ("CTSegLogic", "CTSegExtension", "Testing") for p
 MAY_IMPORT = {
     "values": {"values"},
     "files": {"values", "files"},
-    "nets": {"nets.blocks"},
+    "nets": set(),
     "engine": {"values", "engine"},
     "systems": {"values", "files", "engine", "nets", "systems", "systems.tensors"},
     "train": {"values", "files", "engine", "nets", "systems", "train"},
