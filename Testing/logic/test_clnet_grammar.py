@@ -480,6 +480,7 @@ def test_heads_that_differ_in_case_only_are_refused():
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     path = tmp_path / "twice.json"
     path.write_text('{"clnet_general_encoder": "GE", "GE": {}, "GE": {}}')
+    assert is_clnet(path)
     with pytest.raises(TaskInvalid, match="'GE' twice"):
         read_clnet(path)
 
