@@ -13,17 +13,14 @@ and apply it later (`Decoder.features`, `Decoder.readout`).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 Size = tuple[int, int, int]
-MEMBER = "members."  # in a head's file, before the number of the fold that a tensor is of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,37 +154,6 @@ class Decoder(nn.Module):
         return [classes(w, x) for w, x in zip(matrices, self.stages(skips), strict=True)][::-1]
 
 
-class Ensemble(Decoder):
-    """Decoders of one head, one per fold, that answer as one: the mean of their logits.
-
-    The class layer is linear, so that mean is one class layer over the joined features: everything that runs
-    a decoder runs this one too, and tiles are blended as ever.
-    """
-
-    def __init__(self, members: Sequence[Decoder]) -> None:
-        nn.Module.__init__(self)  # its tensors are its members' own
-        self.plan = members[0].plan
-        self.members = nn.ModuleList(members)
-
-    def stages(self, *given: Any) -> list[Tensor]:
-        """Features of every stage, coarsest first, the members' behind one another."""
-        return [
-            torch.cat(parts, dim=1) for parts in zip(*(m.stages(*given) for m in self.members), strict=True)
-        ]
-
-    @property
-    def heads(self) -> list[SimpleNamespace]:  # type: ignore[override]
-        """The class layer of every stage over the joined features."""
-        layers = zip(*([layer.weight for layer in m.heads] for m in self.members), strict=True)
-        return [SimpleNamespace(weight=torch.cat(w, dim=1) / len(self.members)) for w in layers]
-
-    @property
-    def readout(self) -> Tensor:
-        """The class layer as a matrix, (outputs, members * base)."""
-        weight: Tensor = self.heads[-1].weight
-        return weight.detach()[:, :, 0, 0, 0]
-
-
 def classes(matrix: Tensor, x: Tensor) -> Tensor:
     """A 1x1x1 convolution without bias, (outputs, channels) over B C KJI, as one matrix product.
 
@@ -211,13 +177,6 @@ class ContinualNet(nn.Module):
         decoder = Decoder(self.plan, plan)
         self.decoders[name] = decoder
         return decoder
-
-    def joined(self, name: str, count: int) -> Decoder:
-        """The head's decoder, as an ensemble of `count` when that is above 0."""
-        if count:
-            decoder = self.decoders[name]
-            self.decoders[name] = Ensemble([copy.deepcopy(decoder) for _ in range(count)])
-        return self.decoders[name]
 
     def forward(self, x: Tensor, heads: Sequence[str]) -> dict[str, list[Tensor]]:
         """Logits of the named heads with the encoder run once."""

@@ -13,7 +13,8 @@ from CTSegLogic.engine.device import MemoryPlan, overridden, pick_device, plan_m
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.window import Tiling
 from CTSegLogic.files.weights import ensure, file_sha256
-from CTSegLogic.nets.clnet import MEMBER, ContinualNet, Decoder, DecoderPlan, Plan, classes, plan_from
+from CTSegLogic.nets.clnet import ContinualNet, Decoder, DecoderPlan, Plan, classes, plan_from
+from CTSegLogic.systems.clnet.folds import gathered
 from CTSegLogic.systems.tensors import load_strictly, read_tensors
 from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.errors import CTSegError
@@ -44,8 +45,7 @@ class Model:
             path = ensure(self.card, (head.file,))[head.file]
             tensors = read_tensors(path)
             decoder = self.net.add(head.name, decoder_plan(self.card, len(head.structures) + 1))
-            folds = {key.split(".")[1] for key in tensors if key.startswith(MEMBER)}
-            decoder = self.net.joined(head.name, len(folds))
+            decoder = gathered(self.net, head.name, tensors)
             load_strictly(decoder, tensors, f"{self.card.name}'s head {head.name}")
             decoder.to(self.device).eval().requires_grad_(False)
             self.sums[head.file] = file_sha256(path)
