@@ -47,7 +47,7 @@ class Ensemble(Decoder):
 
 
 def gathered(net: ContinualNet, name: str, tensors: Iterable[str]) -> Decoder:
-    """The head's decoder, made an ensemble when the names of its file's tensors are those of several folds."""
+    """The head's decoder, made an ensemble when its file holds the tensors of several folds."""
     count = len({key.split(".")[1] for key in tensors if key.startswith(MEMBER)})
     decoder = net.decoders[name]
     assert isinstance(decoder, Decoder)
