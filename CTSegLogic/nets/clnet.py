@@ -13,18 +13,25 @@ and apply it later (`Decoder.features`, `Decoder.readout`).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+<<<<<<< HEAD
 from types import SimpleNamespace
 from typing import Any, Literal
+=======
+from typing import Any
+>>>>>>> wt-grammar
 
 import torch
 from torch import Tensor, nn
 
+<<<<<<< HEAD
 from CTSegLogic.nets.blocks import ConvUnit, Size, classes, initialise
 
 MEMBER = "members."  # in a head's file, before the number of the fold that a tensor is of
+=======
+Size = tuple[int, int, int]
+>>>>>>> wt-grammar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +199,7 @@ class Decoder(nn.Module):
         return [classes(w, x) for w, x in zip(matrices, stages, strict=True)][::-1]
 
 
+<<<<<<< HEAD
 class Ensemble(Decoder):
     """Decoders of one head, one per fold, that answer as one: the mean of their logits.
 
@@ -225,6 +233,10 @@ class Ensemble(Decoder):
 
 class FeatureSupported(Decoder):
     """A decoder that reads its supporters' logits stage by stage (the first publication of the code).
+=======
+def classes(matrix: Tensor, x: Tensor) -> Tensor:
+    """A 1x1x1 convolution without bias, (outputs, channels) over B C KJI, as one matrix product.
+>>>>>>> wt-grammar
 
     Each supporter's logits of a stage go through a 1x1x1 unit, join the feature raised to that stage, and a
     second unit brings the sum of channels back to the stage's width. The supporters themselves are no part
@@ -339,6 +351,7 @@ class ContinualNet(nn.Module):
         self.decoders[name] = decoder
         return decoder
 
+<<<<<<< HEAD
     def joined(self, name: str, count: int) -> Decoder:
         """The head's decoder, as an ensemble of `count` when that is above 0."""
         if count:
@@ -382,6 +395,8 @@ class ContinualNet(nn.Module):
                 blended[name] = decoder.blended(mine, others)
         return blended
 
+=======
+>>>>>>> wt-grammar
     def forward(self, x: Tensor, heads: Sequence[str]) -> dict[str, list[Tensor]]:
         """Logits of the named heads with the encoder run once; supporters are named before their readers."""
         return self.told(self.encoder(x), heads)

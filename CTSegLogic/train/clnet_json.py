@@ -12,6 +12,7 @@ one more top-level key, `ctseg`, holds what that grammar cannot say (`own_keys`)
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,6 @@ from CTSegLogic.train.clnet_setups import (
 from CTSegLogic.train.clnet_spec import ENSEMBLE, GENERAL, LESIONS, ClNetFile, HeadSpec, TaskSpec
 from CTSegLogic.train.clnet_supports import supported
 from CTSegLogic.train.places import Place, Source, near, opened
-from CTSegLogic.values.errors import TaskInvalid
 
 NETWORKS = ("3d_fullres", "2d")
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -69,10 +69,10 @@ _TUMOUR = ("cancer", "carcinoma", "sarcoma", "lymphoma", "metasta", "neoplas", "
 def is_clnet(path: Path) -> bool:
     """Whether a JSON file is written in CL-Net's grammar; a file that cannot be read is not."""
     try:
-        table = opened(path).table()
-    except TaskInvalid:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return False
-    return any(key.casefold().startswith("clnet_") for key in table)
+    return isinstance(table, dict) and any(key.casefold().startswith("clnet_") for key in table)
 
 
 def read_clnet(path: Path, *, inference: bool = False) -> ClNetFile:

@@ -168,7 +168,7 @@ def _step(
             mirror=task.mirror,
             train_encoder=task.kind == GENERAL,
             teach=_teach(head, how, known),
-            **{"steps": STEPS, **chosen, **_later(head, how, averaged)},
+            **{"steps": STEPS, **chosen, **_later(task, head, how, averaged)},
         ),
         structures=tuple(structure_to_row(s) for s in structures.values() if s.key not in vocabulary()),
         go_on=task.flags["continue_training"],
@@ -238,11 +238,12 @@ def _teach(head: HeadSpec, how: Training, known: Sequence[str]) -> dict[str, Any
     return teach
 
 
-def _later(head: HeadSpec, how: Training, averaged: bool) -> dict[str, Any]:
+def _later(task: TaskSpec, head: HeadSpec, how: Training, averaged: bool) -> dict[str, Any]:
     """Fields of `Task` that not every version has."""
     wanted: dict[str, Any] = {}
     wanted |= {"supports": head.supports} if head.supports else {}
-    wanted |= {"prune": True} if how.prune else {"ema_from": 1} if averaged else {}
+    pruned = how.prune and task.fold is not None
+    wanted |= {"prune": True} if pruned else {"ema_from": 1} if averaged else {}
     return {name: value for name, value in wanted.items() if name in _KNOWN}
 
 
@@ -251,7 +252,9 @@ def _unmet(
 ) -> list[str]:
     """What the file says of a head that its training does not do."""
     said = []
-    if how.prune and "prune" not in _KNOWN:
+    if how.prune and task.fold is None:
+        said.append("is to be pruned, but fold 'all' keeps no case aside to judge that: it stays dense")
+    elif how.prune and "prune" not in _KNOWN:
         said.append("is to be pruned, which this version does not do: it stays dense")
     if head.supports and "supports" not in _KNOWN:
         said.append(f"is to read {', '.join(head.supports)}, which this version does not do: it stands alone")

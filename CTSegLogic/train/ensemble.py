@@ -14,7 +14,7 @@ from pathlib import Path
 
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.weights import carried, file_spec, place_of
-from CTSegLogic.nets.clnet import MEMBER
+from CTSegLogic.systems.clnet.folds import MEMBER
 from CTSegLogic.systems.tensors import read_tensors
 from CTSegLogic.train.ranks import Ranks
 from CTSegLogic.values.card import Card, read_card

@@ -51,7 +51,9 @@ def dataset_folder(named: str | int, roots: Sequence[Path]) -> Path:
     hint = suggest(str(named), [folder.name for folder in there])
     raise TaskInvalid(
         seen=f"There is no data set {named!r} in {', '.join(map(str, roots)) or 'any known folder'}.",
-        hint=hint if hint.startswith("Nearest") else "Give its folder with --data, or set nnUNet_raw.",
+        hint=hint
+        if hint.startswith("Nearest")
+        else "Give the folder itself or its parent (--data), or set nnUNet_raw.",
     )
 
 

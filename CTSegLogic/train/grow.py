@@ -94,13 +94,15 @@ def grow_table(
     task = task_of(table, card, data or home, home)
     ranks, run = joined(run)
     grown = taught(card, task, run, folder, resume=resume, ranks=ranks, prepared=prepared, folds=folds)
-    if ranks.rank == 0:
-        # A head remembers where in the body it was taught, so that it is not asked elsewhere.
-        grown = with_span(grown, task.head, task.training, run)
-        grown = replace(grown, name=table.get("name", grown.name))
-        with replaced(folder / "card.json") as part:
-            part.write_text(grown.to_json(), encoding="utf-8")
+    if "name" in table and ranks.rank == 0:
+        grown = _rewritten(replace(grown, name=table["name"]), folder)
     return grown
+
+
+def _rewritten(card: Card, folder: Path) -> Card:
+    with replaced(folder / "card.json") as part:
+        part.write_text(card.to_json(), encoding="utf-8")
+    return card
 
 
 def taught(
@@ -129,7 +131,11 @@ def taught(
     keep = str(system.device) == "cpu" and tuned_from(Shelf().table(TABLE)).keep_memory
     with applied(Tuned(keep_memory=keep)):
         learner = system.learner(task, run)
-        return fit(learner, task, run, folder, resume=resume, ranks=ranks, prepared=prepared)
+        grown = fit(learner, task, run, folder, resume=resume, ranks=ranks, prepared=prepared)
+    if (ranks or Ranks()).rank:
+        return grown
+    # A head remembers where in the body it was taught, so that it is not asked elsewhere.
+    return _rewritten(with_span(grown, task.head, task.training, run), folder)
 
 
 def _refuse_trained(folder: Path, resume: bool) -> None:

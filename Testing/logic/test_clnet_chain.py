@@ -139,6 +139,14 @@ def test_pruning_and_supports_are_done_or_said_never_dropped(a_data_set):
         assert done != any(word in note for note in step.notes)
 
 
+def test_a_head_learned_from_all_cases_stays_dense_and_says_so(a_data_set):
+    """The released recipe: fold all and pruning, which then had nothing to be judged on."""
+    setup = {"decoders": {"all": [0.5, 0.5, 0.01, 1]}}
+    (step,) = steps({"A": 1}, a_data_set, model_training_setup=setup, fold="all")
+    assert not getattr(step.task, "prune", None)
+    assert any("keeps no case aside" in note for note in step.notes)
+
+
 def test_presets_fill_what_the_file_leaves_out(a_data_set):
     block = {"task": 1, "decoders": {"A": 1}, "decoders_to_train": "all"}
     file = parsed({"clnet_general_encoder": "GE", "GE": GENERAL, "T": block})

@@ -480,21 +480,6 @@ def test_heads_that_differ_in_case_only_are_refused():
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     path = tmp_path / "twice.json"
     path.write_text('{"clnet_general_encoder": "GE", "GE": {}, "GE": {}}')
+    assert is_clnet(path)
     with pytest.raises(TaskInvalid, match="'GE' twice"):
         read_clnet(path)
-
-
-def test_an_inference_file_is_the_same_file_with_nothing_to_train():
-    file = parsed(the_readme_example(), inference=True)
-    assert file.chosen() == ("BrainStem", "Eyes", "Lens", "NPC_GTV", "Ribs_left", "Ribs_right")
-    assert all(head.training is None for _, head in file.heads)
-
-
-def test_files_in_this_grammar_are_told_from_this_projects_tasks(tmp_path):
-    ours, theirs = tmp_path / "ours.json", tmp_path / "theirs.json"
-    ours.write_text('{"card": "starter", "head": "x"}')
-    theirs.write_text(json.dumps(the_readme_example()))
-    assert is_clnet(theirs)
-    assert not is_clnet(ours)
-    assert not is_clnet(tmp_path / "none.json")
-    assert [t.key for t in read_clnet(theirs).tasks] == ["GeneralEncoder", "Task_1", "Task_2"]

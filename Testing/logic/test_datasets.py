@@ -107,3 +107,13 @@ def test_folds_in_a_pickle_are_refused_with_a_way_out(a_copy):
     with pytest.raises(TaskInvalid, match="can run code") as caught:
         read_nnunet(a_copy)
     assert "splits_final.json" in caught.value.hint
+
+
+def test_looking_for_data_creates_no_folder(tmp_path, monkeypatch):
+    """The published code made folders on a hard-coded path when it was imported."""
+    for name in ROOTS:
+        monkeypatch.setenv(name, str(tmp_path / "nowhere"))
+    assert data_roots() == []
+    with pytest.raises(TaskInvalid, match="no data set 1 in any known folder"):
+        dataset_folder(1, data_roots())
+    assert list(tmp_path.iterdir()) == []

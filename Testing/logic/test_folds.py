@@ -11,8 +11,9 @@ import torch
 from tiny import NETWORK
 
 from CTSegLogic.app.cli import main
-from CTSegLogic.nets.clnet import Decoder, DecoderPlan, Encoder, Ensemble, plan_from
+from CTSegLogic.nets.clnet import Decoder, DecoderPlan, Encoder, plan_from
 from CTSegLogic.systems import open_system
+from CTSegLogic.systems.clnet.folds import Ensemble
 from CTSegLogic.train.ensemble import folds_of
 from CTSegLogic.train.importers import read_nnunet
 from CTSegLogic.values.card import read_card

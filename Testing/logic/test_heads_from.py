@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from test_clnet_grammar import parsed, the_readme_example
 
 from CTSegLogic.app.cli import main
 from CTSegLogic.files.segfile import read_segmentation, write_nifti
+from CTSegLogic.train.clnet_json import is_clnet, read_clnet
 
 
 @pytest.fixture
@@ -40,3 +42,19 @@ def test_a_head_that_the_model_lacks_is_named(tmp_path, a_tiny_card, an_inferenc
     said = capsys.readouterr().err
     assert "Livres" in said
     assert "livers" in said
+
+
+def test_an_inference_file_is_the_same_file_with_nothing_to_train():
+    file = parsed(the_readme_example(), inference=True)
+    assert file.chosen() == ("BrainStem", "Eyes", "Lens", "NPC_GTV", "Ribs_left", "Ribs_right")
+    assert all(head.training is None for _, head in file.heads)
+
+
+def test_files_in_this_grammar_are_told_from_this_projects_tasks(tmp_path):
+    ours, theirs = tmp_path / "ours.json", tmp_path / "theirs.json"
+    ours.write_text('{"card": "starter", "head": "x"}')
+    theirs.write_text(json.dumps(the_readme_example()))
+    assert is_clnet(theirs)
+    assert not is_clnet(ours)
+    assert not is_clnet(tmp_path / "none.json")
+    assert [t.key for t in read_clnet(theirs).tasks] == ["GeneralEncoder", "Task_1", "Task_2"]
