@@ -15,23 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-<<<<<<< HEAD
-from types import SimpleNamespace
 from typing import Any, Literal
-=======
-from typing import Any
->>>>>>> wt-grammar
 
 import torch
 from torch import Tensor, nn
 
-<<<<<<< HEAD
 from CTSegLogic.nets.blocks import ConvUnit, Size, classes, initialise
-
-MEMBER = "members."  # in a head's file, before the number of the fold that a tensor is of
-=======
-Size = tuple[int, int, int]
->>>>>>> wt-grammar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,44 +188,8 @@ class Decoder(nn.Module):
         return [classes(w, x) for w, x in zip(matrices, stages, strict=True)][::-1]
 
 
-<<<<<<< HEAD
-class Ensemble(Decoder):
-    """Decoders of one head, one per fold, that answer as one: the mean of their logits.
-
-    The class layer is linear, so that mean is one class layer over the joined features: everything that runs
-    a decoder runs this one too, and tiles are blended as ever.
-    """
-
-    def __init__(self, members: Sequence[Decoder]) -> None:
-        nn.Module.__init__(self)  # its tensors are its members' own
-        self.plan = members[0].plan
-        self.members = nn.ModuleList(members)
-
-    def stages(self, *given: Any) -> list[Tensor]:
-        """Features of every stage, coarsest first, the members' behind one another."""
-        return [
-            torch.cat(parts, dim=1) for parts in zip(*(m.stages(*given) for m in self.members), strict=True)
-        ]
-
-    @property
-    def heads(self) -> list[SimpleNamespace]:  # type: ignore[override]
-        """The class layer of every stage over the joined features."""
-        layers = zip(*([layer.weight for layer in m.heads] for m in self.members), strict=True)
-        return [SimpleNamespace(weight=torch.cat(w, dim=1) / len(self.members)) for w in layers]
-
-    @property
-    def readout(self) -> Tensor:
-        """The class layer as a matrix, (outputs, members * base)."""
-        weight: Tensor = self.heads[-1].weight
-        return weight.detach()[:, :, 0, 0, 0]
-
-
 class FeatureSupported(Decoder):
     """A decoder that reads its supporters' logits stage by stage (the first publication of the code).
-=======
-def classes(matrix: Tensor, x: Tensor) -> Tensor:
-    """A 1x1x1 convolution without bias, (outputs, channels) over B C KJI, as one matrix product.
->>>>>>> wt-grammar
 
     Each supporter's logits of a stage go through a 1x1x1 unit, join the feature raised to that stage, and a
     second unit brings the sum of channels back to the stage's width. The supporters themselves are no part
@@ -351,14 +304,6 @@ class ContinualNet(nn.Module):
         self.decoders[name] = decoder
         return decoder
 
-<<<<<<< HEAD
-    def joined(self, name: str, count: int) -> Decoder:
-        """The head's decoder, as an ensemble of `count` when that is above 0."""
-        if count:
-            decoder = self.decoders[name]
-            self.decoders[name] = Ensemble([copy.deepcopy(decoder) for _ in range(count)])
-        return self.decoders[name]
-
     def others(self, name: str, logits: Mapping[str, list[Tensor]]) -> list[list[Tensor]]:
         """The logits that a head reads, of its supporters in their order."""
         return [logits[s] for s in self.supporters.get(name, ())]
@@ -395,8 +340,6 @@ class ContinualNet(nn.Module):
                 blended[name] = decoder.blended(mine, others)
         return blended
 
-=======
->>>>>>> wt-grammar
     def forward(self, x: Tensor, heads: Sequence[str]) -> dict[str, list[Tensor]]:
         """Logits of the named heads with the encoder run once; supporters are named before their readers."""
         return self.told(self.encoder(x), heads)

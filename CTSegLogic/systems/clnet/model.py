@@ -15,14 +15,10 @@ from CTSegLogic.engine.device import MemoryPlan, free_bytes, overridden, pick_de
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.window import Tiling
 from CTSegLogic.files.weights import ensure, file_sha256
-<<<<<<< HEAD
 from CTSegLogic.nets.blocks import classes
-from CTSegLogic.nets.clnet import MEMBER, SUPPORTED, ContinualNet, Decoder, DecoderPlan, Plan, plan_from
-from CTSegLogic.systems.clnet.lora import lora_from
-=======
-from CTSegLogic.nets.clnet import ContinualNet, Decoder, DecoderPlan, Plan, classes, plan_from
+from CTSegLogic.nets.clnet import SUPPORTED, ContinualNet, Decoder, DecoderPlan, Plan, plan_from
 from CTSegLogic.systems.clnet.folds import gathered
->>>>>>> wt-grammar
+from CTSegLogic.systems.clnet.lora import lora_from
 from CTSegLogic.systems.tensors import load_strictly, read_tensors
 from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.errors import CardInvalid, CTSegError
@@ -58,16 +54,10 @@ class Model:
         if head.name not in self.net.decoders:
             path = ensure(self.card, (head.file,))[head.file]
             tensors = read_tensors(path)
-<<<<<<< HEAD
             plan = decoder_plan(self.card, len(head.structures) + 1, head.name)
             self.net.add(head.name, plan, head.supports, design_of(self.card, head.name))
             lora = lora_from(self.net.encoder, tensors)
-            folds = {key.split(".")[1] for key in tensors if key.startswith(MEMBER)}
-            decoder = self.net.joined(head.name, len(folds))
-=======
-            decoder = self.net.add(head.name, decoder_plan(self.card, len(head.structures) + 1))
             decoder = gathered(self.net, head.name, tensors)
->>>>>>> wt-grammar
             load_strictly(decoder, tensors, f"{self.card.name}'s head {head.name}")
             if lora is not None:
                 self.adapted[head.name] = lora.to(self.device).merged(self.net.encoder)
