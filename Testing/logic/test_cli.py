@@ -27,6 +27,7 @@ COMMANDS = [
     "doctor",
     "evaluate",
     "explain",
+    "import",
     "install",
     "list",
     "prepare",
