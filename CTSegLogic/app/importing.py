@@ -67,6 +67,9 @@ def import_(options: argparse.Namespace, run: Run) -> None:
         raise OutputRefused(
             seen=f"{target} exists already.", hint="Choose another folder, or add --overwrite."
         )
+    if target.exists() and not (target / "card.json").is_file():
+        # What is replaced is deleted: that must never be a folder of anything else.
+        raise OutputRefused(seen=f"{target} is no model's folder.", hint="Choose another folder.")
     scratch = target.resolve().with_name(f".part-{os.getpid()}-{target.resolve().name}")
     try:
         (scratch / "card").mkdir(parents=True)

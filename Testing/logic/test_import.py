@@ -237,6 +237,10 @@ def test_nothing_is_overwritten_unasked(tmp_path, capsys):
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     assert main([*line, "--overwrite", "--license", "CC-BY-4.0"]) == 0
     assert find_card(str(out)).license.name == "CC-BY-4.0"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    assert main([*line[:5], str(tmp_path / "mine"), "--overwrite"]) == 2
+    assert (tmp_path / "mine" / "thesis.txt").is_file()
 
 
 def test_an_imported_model_is_published_under_its_name(tmp_path, an_empty_home):
