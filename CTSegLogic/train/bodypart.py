@@ -6,11 +6,13 @@ how far apart they lie.
 A task file is JSON:
     {"kind": "bodypart", "card": {a card without heads and files}, "steps": 1500, "seed": 0,
      "images": [{"files": "Task601_HNOrgansA/imagesTr/*.nii.gz", "share": 4,
-                 "labels": "Task601_HNOrgansA/labelsTr", "anchors": {"1": 94.5}}, ...], "skip": ["sts_019"]}
+                 "labels": "Task601_HNOrgansA/labelsTr", "anchors": {"1": 94.5}, "within": [50, 110]}, ...],
+     "skip": ["sts_019"]}
 
 `files` is a pattern, a file or a DICOM folder; `share` says how many scans of a step come from there. Regions
 that no scan connects float against each other: `anchors` ties them together with the scores at the centres
-of a few labels; without any, the scale is the data's own.
+of a few labels, `within` by the range that scans of one region lie in; without any, the scale is the data's
+own.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ from CTSegLogic.values.structures import suggest
 
 _KEYS = {"kind", "comment", "card", "images", "skip", "steps", "slices", "lr", "seed"}
 _NEEDED = ("card", "images", "steps")
-_GROUP = {"files", "share", "labels", "anchors"}
+_GROUP = {"files", "share", "labels", "anchors", "within"}
 _UNIT, _MIDDLE = 25.0, 50.0  # points per unit of the network's output and at 0: outputs of the order of one
 _EVERY = 100  # steps between rows of the record and checkpoints
 _BETA = 2.0  # points within which a distance is as good as right (17 mm)
@@ -53,11 +55,13 @@ _BETA = 2.0  # points within which a distance is as good as right (17 mm)
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """One scan's slices (n, J, I) in -1..1, their heights (mm), and (slice, score) of its anchors."""
+    """One scan's slices (n, J, I) in -1..1, their heights (mm), (slice, score) of its anchors, and the range
+    its scores lie in."""
 
     slices: NDArray[np.float16]
     z_mm: NDArray[np.float64]
     anchors: tuple[tuple[int, float], ...]
+    within: tuple[float, float]
 
 
 def is_bodypart(path: Path) -> bool:
@@ -168,6 +172,8 @@ def _step(
         one, two = losses(score, view.z_mm.to(device))
         order.append(one)
         distance.append(two)
+        low, high = view.within
+        distance[-1] = two + (functional.relu(low - score) + functional.relu(score - high)).mean()
         known = ~view.anchor.isnan()
         if known.any():
             target = view.anchor[known].to(device)
@@ -232,7 +238,10 @@ def _stacks(
             volume = read_image(path, modality="CT")
             slices, z_mm = slices_of(volume, prepare, run.workers)
             anchors = _anchors(path, group, data, z_mm)
-            stacks.append(Stack(slices=slices.astype(np.float16), z_mm=z_mm, anchors=anchors))
+            low, high = group.get("within", (-np.inf, np.inf))
+            stacks.append(
+                Stack(slices=slices.astype(np.float16), z_mm=z_mm, anchors=anchors, within=(low, high))
+            )
         groups.append((stacks, int(group.get("share", 1))))
     return groups
 

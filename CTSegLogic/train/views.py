@@ -19,28 +19,31 @@ _SCALE = (0.85, 1.2)
 _STRETCH = (0.93, 1.07)  # more along one axis than along the other
 _SHIFT = 0.15  # of half a slice's side
 _TURN = np.radians(8)
-_CUT = 0.25  # share of views with a smaller field of view
+_CUT = 0.2  # share of views with a smaller field of view
 _FIELD = (0.35, 1.0)  # its side, of the slice's
 _TISSUE = -0.44  # -300 HU
-_TINT = (0.15, 0.05)  # of contrast, and of the level (62 HU)
+_TINT = (0.1, 0.04)  # of contrast, and of the level (50 HU)
 _NOISE = 0.02
 
 
 class Slices(Protocol):
-    """A scan's slices, heights and anchors, see train/bodypart.py."""
+    """A scan's slices, heights, anchors and range, see train/bodypart.py."""
 
     slices: NDArray[np.float16]
     z_mm: NDArray[np.float64]
     anchors: tuple[tuple[int, float], ...]
+    within: tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Slices (m, 1, J, I) of one scan, their heights (m,) in mm and anchored scores (m,), NaN where none."""
+    """Slices (m, 1, J, I) of one scan, heights (m,) in mm, anchored scores (m,), NaN where none, and the range
+    that the scan's scores lie in."""
 
     image: Tensor
     z_mm: Tensor
     anchor: Tensor
+    within: tuple[float, float]
 
 
 class Views:
@@ -69,6 +72,7 @@ class Views:
             image=seen(image, rng),
             z_mm=torch.from_numpy(stack.z_mm[chosen]).float(),
             anchor=torch.from_numpy(anchor).float(),
+            within=stack.within,
         )
 
 

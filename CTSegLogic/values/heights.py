@@ -19,7 +19,9 @@ _SIGMA_MM = 10.0  # published
 _ODD_SLOPE = 0.28  # |measured / expected slope - 1| from which the slice distance is doubted (published)
 _LEAST_SLICES = 5
 _LONG_MM = 100.0  # shorter scans have no slope worth a judgement
-_TRUST = 0.8  # correlation of score and height under which the scores of a long scan mean nothing
+_TRUST = 0.8  # correlation of score and height from which the scores are believed slice by slice
+_TURNED_MM, _TURNED = 150.0, 0.9  # length and correlation from which a header is contradicted
+_SPREAD = 6.0  # points: scores further from a body's line (median) do not even tell the region
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,7 +31,7 @@ class Heights:
     Attributes:
         z_mm: height of each slice above the scan's lowest voxel centre, along its axis towards the head.
         raw: the network's scores, calibrated; score: smoothed, with the ends drawn on.
-        believed: False where a score was drawn on.
+        believed: False where a score was not the slice's own but laid or drawn along a line.
         slope: points per mm; negative when the scan lies upside down.
         warnings: one sentence each.
     """
@@ -53,7 +55,10 @@ class Heights:
 
 
 def heights_of(z_mm: NDArray[np.float64], raw: NDArray[np.float64]) -> Heights | None:
-    """The cleaned scores of slices, or None when there are too few or they do not follow the body at all.
+    """The cleaned scores of slices, or None when there are too few or they contradict each other.
+
+    Where the scores do not rise along the scan (it is short, or a thigh looks alike all along), their median
+    is believed and a line of a body's slope is laid through it.
 
     Args:
         z_mm: rising heights of the slices; raw: their calibrated scores.
@@ -62,23 +67,35 @@ def heights_of(z_mm: NDArray[np.float64], raw: NDArray[np.float64]) -> Heights |
         return None
     smooth = _smoothed(z_mm, raw)
     slope = float(np.polyfit(z_mm, smooth, 1)[0])
-    long = z_mm[-1] - z_mm[0] >= _LONG_MM
-    if long and abs(float(np.corrcoef(z_mm, smooth)[0, 1])) < _TRUST:
-        return None
-    flipped = long and slope < 0
+    length = z_mm[-1] - z_mm[0]
+    follows = float(np.corrcoef(z_mm, smooth)[0, 1]) if np.ptp(smooth) > 0 else 0.0
+    rises = length >= _LONG_MM and follows > _TRUST and slope > SLOPE / 3
+    flipped = length >= _TURNED_MM and follows < -_TURNED and slope < -SLOPE / 2
     rising = -smooth if flipped else smooth
-    believed = _believed(z_mm, rising) if long else np.ones(len(raw), bool)
-    if believed.sum() < _LEAST_SLICES:
-        return None
+    believed = _believed(z_mm, rising)
+    if not (rises or flipped) or believed.sum() < _LEAST_SLICES:
+        return _level(z_mm, raw, slope)
     drawn = _drawn_on(z_mm, rising, believed)
+    sure = length >= _TURNED_MM and abs(follows) > _TURNED
     return Heights(
         z_mm=z_mm,
         raw=raw,
         score=-drawn if flipped else drawn,
         believed=believed,
         slope=slope,
-        warnings=_warnings(z_mm, slope, flipped, long),
+        warnings=_warnings(z_mm, slope, flipped) if sure else (),
     )
+
+
+def _level(z_mm: NDArray[np.float64], raw: NDArray[np.float64], slope: float) -> Heights | None:
+    """A line of a body's slope through the median of the scores, or None when they lie all over the body."""
+    line = SLOPE * (z_mm - (z_mm[0] + z_mm[-1]) / 2)
+    middle = float(np.median(raw - line))
+    spread = float(np.median(np.abs(raw - line - middle)))
+    if spread > _SPREAD:
+        return None
+    none = np.zeros(len(raw), bool)
+    return Heights(z_mm=z_mm, raw=raw, score=middle + line, believed=none, slope=slope)
 
 
 def slab_of(grid: Grid, low_mm: float, high_mm: float) -> Box:
@@ -126,13 +143,13 @@ def _drawn_on(
     return drawn
 
 
-def _warnings(z_mm: NDArray[np.float64], slope: float, flipped: bool, long: bool) -> tuple[str, ...]:
+def _warnings(z_mm: NDArray[np.float64], slope: float, flipped: bool) -> tuple[str, ...]:
     if flipped:
         return (
             "The scan looks upside down: its header says head where the feet are. "
             "Left and right may be exchanged too.",
         )
-    if long and abs(slope / SLOPE - 1) > _ODD_SLOPE:
+    if abs(slope / SLOPE - 1) > _ODD_SLOPE:
         gap = float(np.median(np.diff(z_mm)))
         return (
             f"The slices look {gap * slope / SLOPE:.1f} mm apart, the header says {gap:.1f} mm: "

@@ -175,16 +175,19 @@ def test_wrong_slice_distances_are_doubted():
 def test_scores_that_mean_nothing_are_none():
     z, raw = a_line()
     assert heights_of(z[:4], raw[:4]) is None
-    assert heights_of(z, np.random.default_rng(1).normal(0, 10, len(z))) is None
+    assert heights_of(z, np.random.default_rng(1).uniform(-40, 100, len(z))) is None
     raw[3] = np.nan
     assert heights_of(z, raw) is None
 
 
-def test_a_short_scan_is_believed_without_a_slope():
-    z, raw = a_line(length_mm=40.0, low=30.0)
-    heights = heights_of(z, np.full_like(raw, 31.0))
-    assert heights.believed.all()
-    assert heights.score == pytest.approx(31.0)
+def test_a_scan_that_looks_alike_all_along_has_a_level_and_a_bodys_slope():
+    for length in (40.0, 200.0):
+        z, raw = a_line(length_mm=length, low=30.0)
+        heights = heights_of(z, 31.0 + np.random.default_rng(2).normal(0, 1.5, len(raw)))
+        assert not heights.believed.any()
+        assert heights.warnings == ()
+        assert float(heights.at(length / 2)) == pytest.approx(31.0, abs=1.5)
+        assert heights.score[-1] - heights.score[0] == pytest.approx(SLOPE * length, rel=0.05)
 
 
 @pytest.mark.parametrize("code", CODES)
