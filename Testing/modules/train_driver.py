@@ -12,6 +12,7 @@ from modules.needs import slicer
 from modules.panel_driver import Driver, a_volume
 
 GRID = phantoms.tilted_grid((24, 28, 32), (4, 4, 4))
+_LONG_S = 600.0  # of a training; a busy computer imports torch in half a minute
 BALLS = {"Liver": phantoms.ORGANS[0], "Kidney_L": phantoms.ORGANS[1]}
 
 
@@ -85,7 +86,13 @@ class TrainDriver(Driver):
 
     def wait_state(self, *states: str) -> None:
         """Until the training stands so and the panel has shown it."""
-        self.wait(lambda: self.panel._state in states, f"{states}; {self.status}; {self.log}")
+        from slicerhost.support import wait_until
+
+        try:
+            wait_until(lambda: self.panel._state in states, _LONG_S)
+        except TimeoutError as error:
+            message = f"{self.panel._state!r}: {self.status} {self.log}"
+            raise AssertionError(message) from error
 
     def rows_written(self) -> int:
         """Epochs in the record."""

@@ -94,7 +94,7 @@ class NameTable:
             text, color = vocabulary()[key].name, _GOOD
         else:
             near = desk.nearest(key or name)
-            text = _("{keys}?").format(keys=", ".join(near[:2])) if near else ""
+            text = _("{key}?").format(key=near[0]) if near else ""
             text, color = (text or _("unknown"), _BAD) if key else (text, _MUTED)
         self.edits[name].setStyleSheet(f"color: {_BAD}" if color == _BAD else "")
         item = self.table.item(list(self.edits).index(name), 2)

@@ -234,13 +234,15 @@ class Panel:
         why = self.trouble()
         ui.startButton.enabled = not why and not busy
         ui.startButton.toolTip = why or _("Write the cases into the folder and train")
+        ui.waitLabel.text = html.escape(_("Start waits: {why}.").format(why=why)) if why else ""
+        ui.waitLabel.visible = bool(why) and not busy
         ui.stopButton.enabled = busy
         ui.resumeButton.enabled = not busy and self.training is not None and self.training.resumable
         pair = (
             ui.volumeSelector.currentNode() is not None and ui.segmentationSelector.currentNode() is not None
         )
         ui.addPairButton.enabled = pair
-        there = self.training is not None and self.training.folder.is_dir()
+        there = self.training is not None
         ui.openFolderButton.enabled = there
         ui.deleteFolderButton.enabled = there and not busy
         ui.chartButton.enabled = self.curves.chart is not None
