@@ -21,6 +21,7 @@ _UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": 
 _PLURAL_WORDS = {"of", "and", "la"}
 
 
+@functools.lru_cache(maxsize=1 << 14)  # left and right share their names
 def name_of(text: str) -> Name:
     """The plain words of a name, as a phrase would be cut."""
     return tuple(word.text for word in words_of(text))

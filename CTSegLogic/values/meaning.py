@@ -53,7 +53,7 @@ class Keys:
         if kept or not keys:
             return kept, note
         if all(words[key].kind in ("lesion", "target", "station") for key in keys):
-            return keys, f"{words[keys[0]].name} is found on both sides, not on the {side} alone"
+            return keys, f"{words[keys[0]].name} is sought on both sides, not on the {side} alone"
         return [], note
 
     def whole(self, keys: list[str], group: bool) -> list[str]:

@@ -39,6 +39,7 @@ _LETTER = {"cervical": "c", "thoracic": "t", "lumbar": "l"}
 _CODE = re.compile(r"^([ctls])(\d{1,2})$")
 _LEVEL = re.compile(r"^(\d{1,2}|[ivx]+)([abc]?)$")
 _BETWEEN = {"and", "or"}
+_MOST = 40  # numbers in one span; more is a slip of the keyboard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ class Numbered:
             last, end = (number(texts[end]) if end < len(texts) else None) or 0, end + 1
         for length in range(min(self.longest, len(texts) - end), 0, -1):
             family = self.families.get(tuple(texts[end : end + length]))
-            if family and last >= first:
+            if family and first <= last < first + _MOST:
                 found = [self._keys(family, str(n)) for n in range(first, last + 1)]
                 return start + end + length, [key for keys in found for key in keys], all(found)
         return None
@@ -185,7 +186,7 @@ class Numbered:
     def _keys(self, family: str, label: str) -> list[str]:
         """The keys of one number of a family; none when there is no such structure."""
         if family in _LETTER or family == "vertebra":
-            code = label if _CODE.match(label) else _LETTER[family] + label
+            code = label if _CODE.match(label) else _LETTER.get(family, "?") + label
             return self._existing(f"vertebrae_{code}")
         if family == "rib":
             return self._existing(f"rib_left_{label}", f"rib_right_{label}")
@@ -220,6 +221,6 @@ def _between(family: str, first: str, last: str) -> list[str]:
     low, high = re.match(r"\d+", first), re.match(r"\d+", last)
     if family in _LETTER and low is None and high is not None:
         return _between(family, first, first[0] + last)
-    if low is None or high is None or int(low.group()) >= int(high.group()):
+    if low is None or high is None or not 0 < int(high.group()) - int(low.group()) < _MOST:
         return []
     return [str(n) for n in range(int(low.group()), int(high.group()) + 1)]

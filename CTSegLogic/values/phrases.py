@@ -292,7 +292,7 @@ class Finder:
         keys = [key] if key in lexicon.words else lexicon.halves.get(key, [])
         if side and key in lexicon.words:
             name = lexicon.words[key].name
-            note = "; ".join(filter(None, (note, f"{name} is found on both sides, not on the {side} alone")))
+            note = "; ".join(filter(None, (note, f"{name} is sought on both sides, not on the {side} alone")))
             side = ""
         return Body(end=end, keys=frozenset(keys), note=note, side=side, both=both)
 

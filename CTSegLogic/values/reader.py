@@ -130,7 +130,10 @@ class Reader:
             return end - at
         if not whole:
             return 0
-        self.everything = True
+        if self._excluding:  # "not everything" asks for nothing that could be known
+            self._lost += [(n, self.words[n].raw) for n in range(at, end)]
+        else:
+            self.everything = True
         return end - at
 
     def _place(self, said: str, regions: list[str], side: str) -> None:
@@ -154,7 +157,7 @@ class Reader:
             self._excluding = ""
         elif word.text == ",":
             self._comma(at)
-        elif role == "all" or (role == "both" and at + 1 == len(self.words)):
+        elif role == "all":
             self._all = True
         elif role in ("left", "right"):
             self._side_afterwards(at)
@@ -282,7 +285,8 @@ class Reader:
             return
         plural = body.name in lexicon.plurals
         pair = len(keys) > 1 or lexicon.words[keys[0]].name.startswith("both ")
-        bare = pair and not (side or found.both or group or plural)
+        told = any(word.role in ("both", "all") for word in self.words[found.start : found.end])
+        bare = pair and not (side or found.both or told or group or plural)
         if body.name in lexicon.lesion_words and group and self.matches:
             missing = "; ".join(filter(None, ("of any organ", missing)))
         notes = [note, body.note, missing, carried, "no side given: both taken" if bare else ""]

@@ -86,10 +86,13 @@ def tokens(text: str) -> list[str]:
     >>> tokens("Oesophagus, LEFT kidney_x")
     ['esophagus', ',', 'left', 'kidney', 'x']
     """
-    return [_american(plain(word)) for word in cut(text)]
+    return [_folded(word) for word in cut(text)]
 
 
-def _american(word: str) -> str:
+@functools.lru_cache(maxsize=1 << 13)
+def _folded(written: str) -> str:
+    """A written word as it is compared."""
+    word = plain(written)
     for pattern, way in _BRITISH:
         word = pattern.sub(way, word)
     return word
@@ -123,7 +126,7 @@ def words_of(text: str) -> list[Word]:
     [('left', 'left'), ('niere', ''), ('and', 'and'), ('肝', '')]
     """
     written = cut(text)
-    return list(_roles(written, [_american(plain(word)) for word in written]))
+    return list(_roles(written, [_folded(word) for word in written]))
 
 
 def _roles(written: list[str], texts: list[str]) -> Iterator[Word]:

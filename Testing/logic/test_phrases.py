@@ -99,3 +99,18 @@ def test_a_group_the_model_knows_in_part_says_so():
 def test_distances_count_single_letters(a, b, far):
     assert distance(a, b, 3) == far
     assert distance(b, a, 3) == far
+
+
+@pytest.mark.parametrize(
+    "phrase", ["3 vertebrae", "ribs 1 to 99999999", "9 to 3 ribs", "-", "第", "(", "12", "左", "l'"]
+)
+def test_odd_texts_are_refused_not_crashed_on(phrase):
+    assert not understand(phrase).clear
+
+
+def test_any_mixture_of_words_is_read_to_its_end():
+    pieces = [word for line in phrases.read("phrases.tsv")[::5] for word in line.phrase.split()]
+    for first in range(0, len(pieces) - 7, 3):
+        mixed = " ".join(pieces[first : first + 7][::-1])
+        meant = understand(mixed)
+        assert not set(meant.wanted) & set(meant.excluded), mixed

@@ -68,6 +68,7 @@ def test_a_real_scan_gives_what_the_command_gives(with_starter, data_dir, tmp_pa
     assert_panel_equals_command(with_starter, scan, tmp_path / "out.seg.nrrd")
 
 
+@pytest.mark.slow
 def test_typed_words_are_shown_and_the_result_has_those_segments_alone(with_starter):
     """The phrase is typed key by key, and each key's text stands under it before the next."""
     path = resource("Samples", "average-head-neck-ct.nii.gz")

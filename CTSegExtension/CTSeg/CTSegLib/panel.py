@@ -147,6 +147,7 @@ class Panel:
         only = self.card.modality[0] if len(self.card.modality) == 1 else ""
         self.picker.fill(self.card.named(findable(self.card)), modality or only)
         self.ui.modelInfoLabel.text = describe(self.card, modality)
+        understoodText("?", (), {})  # reads the tables of language now, not at the first keystroke
 
     def onParametersModified(self) -> None:
         """Shows what the parameter node says."""
