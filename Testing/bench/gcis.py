@@ -4,9 +4,9 @@
     python Testing/bench/gcis.py --full                # published: width 48, window 128^3, 512x512x425
     python Testing/bench/gcis.py --full --device cuda  # the same on an accelerator
 
-The weights are random: time and memory do not depend on them. "dense" is the published form of one prompt: all blocks
-of all positions run and are multiplied by one or zero; ten prompts are ten such runs. Each run is a
-process of its own, so its peak of memory is its own.
+The weights are random: time and memory do not depend on them. "dense" is the published form of one prompt:
+all blocks of all positions run and are multiplied by one or zero; ten prompts are ten such runs. Each run is
+a process of its own, so its peak of memory is its own.
 """
 
 from __future__ import annotations
@@ -87,42 +87,15 @@ def window(options: argparse.Namespace, size: dict[str, Any], *, dense: bool) ->
 
 def whole(options: argparse.Namespace, size: dict[str, Any], *, dense: bool) -> dict[str, Any]:
     """Seconds from a scan to labels on its own voxels."""
-    from dataclasses import replace
-
     from CTSegLogic.systems import gcis
-    from CTSegLogic.systems.gcis.importer import PREPARE
-    from CTSegLogic.systems.gcis.text import Vectors, VocabularyEncoder
-    from CTSegLogic.values.card import Card, Head, License
     from CTSegLogic.values.grid import Grid
     from CTSegLogic.values.prompt import Classes, resolve
     from CTSegLogic.values.run import Run
-    from CTSegLogic.values.structures import vocabulary
     from CTSegLogic.values.volume import Volume
 
-    keys = KEYS[: options.prompts]
+    keys, run = KEYS[: options.prompts], Run(device=options.device)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        files = _written(folder, size["feature_size"], keys, Vectors(VocabularyEncoder(vocabulary())))
-        chosen = {key: [p + 1 for p in way] for key, way in zip(keys, programs(len(keys)), strict=True)}
-        card = Card(
-            name="bench",
-            version="1",
-            title="bench",
-            system="gcis",
-            modality=("CT",),
-            heads=tuple(Head(name=key, structures=(key,), file="pathways") for key in keys),
-            prepare=replace(PREPARE, patch_kji=(size["patch"],) * 3, overlap=options.overlap),
-            files=files,
-            license=License(name="bench"),
-            encoder="encoder",
-            network={
-                "feature_size": size["feature_size"],
-                "text": {"encoder": "vocabulary", "vectors": "vectors"},
-                "path_selection": chosen,
-            },
-            folder=folder,
-        )
-        run = Run(device=options.device)
+        card = a_card(Path(name), size, keys, options.overlap)
         system = gcis.open_card(card, run)
         if dense:
             slow = dense_streams(system.encoder, system.decoder("pathways"), programs(len(keys)))
@@ -139,6 +112,37 @@ def whole(options: argparse.Namespace, size: dict[str, Any], *, dense: bool) -> 
         "stages": dict(found.origin.seconds),
         "memory_plan": found.origin.options["memory"],
     }
+
+
+def a_card(folder: Path, size: dict[str, Any], keys: tuple[str, ...], overlap: float) -> Any:
+    """A model with random weights in a folder."""
+    from dataclasses import replace
+
+    from CTSegLogic.systems.gcis.importer import PREPARE
+    from CTSegLogic.systems.gcis.text import Vectors, VocabularyEncoder
+    from CTSegLogic.values.card import Card, Head, License
+    from CTSegLogic.values.structures import vocabulary
+
+    files = _written(folder, size["feature_size"], keys, Vectors(VocabularyEncoder(vocabulary())))
+    chosen = {key: [p + 1 for p in way] for key, way in zip(keys, programs(len(keys)), strict=True)}
+    return Card(
+        name="bench",
+        version="1",
+        title="bench",
+        system="gcis",
+        modality=("CT",),
+        heads=tuple(Head(name=key, structures=(key,), file="pathways") for key in keys),
+        prepare=replace(PREPARE, patch_kji=(size["patch"],) * 3, overlap=overlap),
+        files=files,
+        license=License(name="bench"),
+        encoder="encoder",
+        network={
+            "feature_size": size["feature_size"],
+            "text": {"encoder": "vocabulary", "vectors": "vectors"},
+            "path_selection": chosen,
+        },
+        folder=folder,
+    )
 
 
 def _written(folder: Path, feature_size: int, keys: tuple[str, ...], vectors: Any) -> dict[str, Any]:
