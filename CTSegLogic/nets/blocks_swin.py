@@ -32,7 +32,9 @@ ORDERS: dict[str, tuple[Offset, ...]] = {
 HEADS = (3, 6, 12, 24)  # attention heads per stage
 _WINDOW = 7
 _AWAY = -100.0  # added to the attention between regions that only the shift made neighbours
-_AT_ONCE = 64  # windows attended to at a time: all of a 128^3 tile would take 1.4 GB
+# Numbers of attention held at a time: all of a 128^3 tile would take 1.4 GB, and a processor is twice as fast
+# while they fit its cache.
+_CACHED, _HELD = 3_000_000, 100_000_000
 
 
 class Attention(nn.Module):
@@ -53,9 +55,11 @@ class Attention(nn.Module):
         # As published: windows smaller than 7^3 take the table's first rows, whatever places those belong to.
         index = self.relative_position_index[:count, :count].reshape(-1)
         bias = self.relative_position_bias_table[index].view(count, count, -1).permute(2, 0, 1)
+        held = _CACHED if x.device.type == "cpu" else _HELD
+        step = max(1, held // (self.heads * count * count))
         parts = []
-        for start in range(0, len(x), _AT_ONCE):
-            some = slice(start, start + _AT_ONCE)
+        for start in range(0, len(x), step):
+            some = slice(start, start + step)
             apart = None if regions is None else _apart(regions[some], x.dtype)
             parts.append(self._attended(x[some], bias, apart))
         return self.proj(parts[0] if len(parts) == 1 else torch.cat(parts))
