@@ -16,7 +16,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Continual:
         megabytes: method -> size of the model after each step.
         kept: method -> whether every older head's and the encoder's file stayed byte for byte.
         same: method -> whether the first head's labels on a test scan are the same voxels after the last
-            step, all heads asked together, as after the first.
+            step, all heads asked together and each giving its own answer, as after the first.
     """
 
     tasks: tuple[str, ...]
@@ -220,8 +220,9 @@ def _same_labels(learned: Learned, cards: list[Card], data: Path, run: Run) -> b
     case = read_nnunet(data / learned.datasets[0], part="Ts", mapping=_names(learned.mappings[0]))[0]
     volume = read_image(case.images, modality=cards[0].modality[0])
     first, last = cards[0].keys, cards[-1].keys
+    apart = replace(run, overrides=replace(run.overrides, merge=False))  # each head's own answer
     found = [
-        Session(run).segment(volume, Request(prompt=Classes(keys), card=str(card.folder)))
+        Session(apart).segment(volume, Request(prompt=Classes(keys), card=str(card.folder)))
         for keys, card in ((first, cards[0]), (last, cards[-1]))
     ]
     return all(bool(np.array_equal(found[0].mask(key), found[1].mask(key))) for key in first)

@@ -84,7 +84,7 @@ def fit(
         if record is None:
             continue
         record.add(row | {"seconds": time.monotonic() - began})
-        if "dice" in row or epoch + 1 == task.epochs:
+        if "dice" in row or not schedule.more(epoch):
             draw_curves(folder, task.head)
         if tracked is not None:
             tracked.add(row)

@@ -22,7 +22,7 @@ from CTSegLogic.train.importers import read_nnunet, read_unlabelled
 from CTSegLogic.values.card import read_card
 from CTSegLogic.values.errors import CardInvalid, TaskInvalid
 from CTSegLogic.values.prompt import Classes, resolve
-from CTSegLogic.values.run import Run
+from CTSegLogic.values.run import Overrides, Run
 from CTSegLogic.values.task import Task
 
 CPU = Run(device="cpu")
@@ -85,7 +85,8 @@ def test_a_narrow_head_replaces_the_wide_one_and_changes_nothing_else(
         outputs=3, base=2, cap=8, convs=1, join="add"
     )
     assert again.decoder(grown.head("livers")).plan.base == 4
-    both = again.segment(a_tilted_ct, resolve(Classes((*KEYS, "liver")), grown), CPU)
+    apart = replace(CPU, overrides=Overrides(merge=False))  # each head's own answer
+    both = again.segment(a_tilted_ct, resolve(Classes((*KEYS, "liver")), grown), apart)
     old = open_system(a_tiny_card, CPU).segment(a_tilted_ct, resolve(Classes(("liver",)), a_tiny_card), CPU)
     assert np.array_equal(both.mask("liver"), old.mask("liver"))
 

@@ -71,7 +71,7 @@ class ClNetLearner:
         for supporter in task.supports:
             system.decoder(card.head(supporter))
         read = {name: system.net.supporters.get(name, ()) for name in system.net.decoders}
-        self.order = support_order(read, task.supports)  # of the heads run beside the one that learns
+        self.below = support_order(read, task.supports)  # of the heads run beside the one that learns
         torch.manual_seed(task.seed)
         if task.train_encoder:
             system.net.encoder = type(system.net.encoder)(system.net.plan).to(system.device)
@@ -109,10 +109,10 @@ class ClNetLearner:
         device = self.system.device
         image = batch.image.to(device, non_blocking=True)
         with torch.set_grad_enabled(self.moves):
-            shared = self.system.net.encoder(image) if self.lora is None or self.order else []
+            shared = self.system.net.encoder(image) if self.lora is None or self.below else []
         skips = shared if self.lora is None else self.lora(self.system.net.encoder, image)
         with torch.no_grad():  # supporters only tell
-            logits = self.system.net.told(shared, self.order)
+            logits = self.system.net.told(shared, self.below)
         others = self.system.net.others(self.head.name, logits)
         decoder = self.rehearsed.get(batch.head, self.decoder)
         return deep_loss(decoder(skips, others), batch.labels.to(device), batch.annotated.to(device))
