@@ -225,7 +225,8 @@ def test_features_are_blended_where_they_are_fewer_and_give_the_same_labels(tmp_
 
 
 def test_regions_overlap_in_layers_of_their_own(tmp_path):
-    model = replace(MODELS["regions"], patch=TINY.patch, strides=TINY.strides, kernels=TINY.kernels)
+    coarse = {"spacing": (9.0, 9.0, 9.0), "patch": TINY.patch}
+    model = replace(MODELS["regions"], strides=TINY.strides, kernels=TINY.kernels, **coarse)
     card = imported(model, tmp_path)
     assert card.heads[0].activation == "sigmoid"
     assert card.modality == ("MR",)

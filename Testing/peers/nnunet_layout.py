@@ -5,9 +5,9 @@
 Needs `pip install nnunetv2`. Each kind of model is written in nnunetv2's own layout with its own classes,
 a phantom is segmented by its own predictor and by ours, and the share of equal voxels is told.
 
-The public predictor adds up in half precision and rounds again after resampling, so that classes within 0.05 % of
-one another tie and the lower number wins. Random networks whose classes are balanced have such voxels everywhere;
-for them its sums are kept in fp32 (`exact`), which leaves the algorithm itself to be compared.
+The public predictor adds up in half precision and rounds again after resampling: classes within 0.05 %
+of one another tie, and the lower number wins. Random networks whose classes are balanced have such voxels
+everywhere; for them its sums are kept in fp32 (`exact`), which leaves the algorithm itself to be compared.
 """
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ def card_of(name: str, title: str, spacing: float, parts: dict[str, tuple[str, i
         ),
         network={"orientation": "SAR"},
         labels=labels,
+        trained_on=dict.fromkeys(ranked, "TotalSegmentator data set"),
         data=("TotalSegmentator data set, 1559 (vertebrae 1532) CT scans of University Hospital Basel.",),
         limits=(
             "How the input is prepared is read from the plans in the release; these figures are approximate.",

@@ -56,6 +56,7 @@ def card_of(found: Sequence[Trained], folder: Path, wishes: Wishes) -> Card:
         network={"parts": parts},
         structures=own_rows(structures.values()),
         labels=labels if len(found) == 1 else {},
+        trained_on=dict.fromkeys(labels, first.name) if len(found) == 1 else {},
         cite=_CITE,
         limits=("Imported: how well it works was not measured here.",),
         folder=folder,
