@@ -10,7 +10,7 @@ from CTSegLogic import models
 from CTSegLogic.files.weights import file_sha256, place_of
 from modules.needs import slicer
 from modules.panel_driver import Driver, voxels
-from modules.train_driver import BALLS, GRID, TrainDriver, a_pair, a_segmentation
+from modules.train_driver import BALLS, GRID, LONG_S, TrainDriver, a_pair, a_segmentation
 
 pytestmark = pytest.mark.slicer
 
@@ -88,12 +88,15 @@ def teach(teacher, head="balls"):
 
 def use_in_ctseg(app, volume, model, key):
     """Opens module CTSeg, ticks a structure of a model and applies; the result's rows."""
+    from slicerhost.support import wait_until
+
     panel = Driver(app)
     panel.choose("inputSelector", volume.GetName())
     panel.choose_model(model)
     panel.choose("deviceBox", "cpu")
     panel.tick(key)
-    panel.apply()
+    panel.click("applyButton")
+    wait_until(lambda: panel.ui.applyButton.text == "Apply", LONG_S, "the result")
     assert "structure" in panel.status, panel.status
     rows = panel.rows()
     panel.close()

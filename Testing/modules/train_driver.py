@@ -12,7 +12,7 @@ from modules.needs import slicer
 from modules.panel_driver import Driver, a_volume
 
 GRID = phantoms.tilted_grid((24, 28, 32), (4, 4, 4))
-_LONG_S = 600.0  # of a training; a busy computer imports torch in half a minute
+LONG_S = 600.0  # of a training; a busy computer imports torch in half a minute
 BALLS = {"Liver": phantoms.ORGANS[0], "Kidney_L": phantoms.ORGANS[1]}
 
 
@@ -89,7 +89,7 @@ class TrainDriver(Driver):
         from slicerhost.support import wait_until
 
         try:
-            wait_until(lambda: self.panel._state in states, _LONG_S)
+            wait_until(lambda: self.panel._state in states, LONG_S)
         except TimeoutError as error:
             message = f"{self.panel._state!r}: {self.status} {self.log}"
             raise AssertionError(message) from error

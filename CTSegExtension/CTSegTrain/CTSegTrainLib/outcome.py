@@ -61,7 +61,7 @@ def verdict(report: Mapping[str, Any]) -> str:
         same, changed = sum(report["files"].values()), report["voxels_changed"]
         text = _(
             "{same} of {all} files of {name} unchanged (SHA-256); "
-            "{changed} voxels of old heads changed in {n} cases."
+            "{changed} voxels of old heads changed (validation scans: {n})."
         )
         line = text.format(
             same=same,
