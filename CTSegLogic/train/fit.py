@@ -139,9 +139,9 @@ class _State:
         scores = []
         with _swapped(self.parameters, self.average):
             for case in cases:
-                scores.append(
-                    _dice(self.learner.labels(case.image, run), case.labels, len(self.task.structures))
-                )
+                own = _dice(self.learner.labels(case.image, run), case.labels, len(self.task.structures))
+                # What nobody drew in a case may be there all the same.
+                scores.append([d if a else float("nan") for d, a in zip(own, case.annotated, strict=True)])
         means = np.nanmean(np.asarray(scores), axis=0)
         more = self.schedule.scored(np.asarray(scores))
         row = {f"dice_{key}": float(m) for key, m in zip(self.task.structures, means, strict=True)}
