@@ -18,7 +18,6 @@ from CTSegLogic.values.prompt import Classes, Everything, Points, Text
 from CTSegLogic.values.resources import resource
 from CTSegLogic.values.run import Request, Run
 from CTSegLogic.values.structures import Structure, vocabulary
-from CTSegLogic.values.task import Task
 from CTSegLogic.values.volume import Volume
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ __all__ = [
     "Run",
     "Session",
     "Structure",
-    "Task",
     "Text",
     "Volume",
     "compare",

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from CTSegLogic.engine.device import autocast, pick_device, seed_everything
@@ -142,10 +143,10 @@ class _State:
                 own = _dice(self.learner.labels(case.image, run), case.labels, len(self.task.structures))
                 # What nobody drew in a case may be there all the same.
                 scores.append([d if a else float("nan") for d, a in zip(own, case.annotated, strict=True)])
-        means = np.nanmean(np.asarray(scores), axis=0)
+        means = _means(np.asarray(scores))
         more = self.schedule.scored(np.asarray(scores))
         row = {f"dice_{key}": float(m) for key, m in zip(self.task.structures, means, strict=True)}
-        return {"dice": float(np.nanmean(means)), **row, **more}
+        return {"dice": float(_means(means)), **row, **more}
 
     def use_averaged(self) -> None:
         """Puts the averaged weights into the learner for good."""
@@ -214,6 +215,14 @@ def _dice(found: Any, truth: Any, count: int) -> list[float]:
     table = np.bincount(found.ravel().astype(np.int64) * n + truth.ravel(), minlength=n * n).reshape(n, n)
     both, sizes = np.diag(table)[1:], (table.sum(0) + table.sum(1))[1:]
     return [2 * int(b) / int(s) if s else float("nan") for b, s in zip(both, sizes, strict=True)]
+
+
+def _means(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means over the first axis of what is known; NaN where nothing is."""
+    known = ~np.isnan(scores)
+    count = known.sum(axis=0)
+    sums = np.where(known, scores, 0.0).sum(axis=0)
+    return np.asarray(np.where(count, sums / np.maximum(count, 1), np.nan))
 
 
 def _settings(task: Task) -> dict[str, Any]:

@@ -406,3 +406,20 @@ def test_task_of_reads_names_from_the_data_set(a_data_set, a_tiny_card):
     assert task.structures == KEYS
     assert task.patch_kji == a_tiny_card.prepare.patch_kji
     assert isinstance(task.cases[0], Case)
+
+
+def test_validation_leaves_out_what_nobody_drew(a_data_set, tmp_path):
+    folder = tmp_path / "out"
+    whole = a_task(a_data_set, structures=(*KEYS, "liver"))
+    half = [replace(c, mapping={1: "kidney_left"}) if c.fold == 0 else c for c in whole.cases]
+    task = replace(whole, cases=tuple(half))
+    fit(
+        open_system(a_new_card(tmp_path), CPU).learner(replace(task, train_encoder=True), CPU),
+        replace(task, train_encoder=True),
+        CPU,
+        folder,
+    )
+    last = rows_of(folder)[-1]
+    assert last["dice_kidney_left"] not in ("", "nan")
+    assert last["dice_kidney_right"] in ("", "nan")
+    assert last["dice"] == last["dice_kidney_left"]
