@@ -37,8 +37,8 @@ class Slices(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Slices (m, 1, J, I) of one scan, heights (m,) in mm, anchored scores (m,) or NaN, and the range
-    that the scan's scores lie in."""
+    """Slices (m, 1, J, I) of one scan, heights (m,) in mm, anchored scores (m,), NaN where none, and the
+    range that the scan's scores lie in."""
 
     image: Tensor
     z_mm: Tensor

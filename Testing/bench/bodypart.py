@@ -53,7 +53,7 @@ def order_of(scorer: BodyPart, volume: Volume, code: str) -> dict[str, float]:
     raw[mixed] = scorer.scores(slices[mixed])
     clean = heights_of(z_mm, raw)
     row = {"raw": spearman(raw, z_mm), "low": float(raw[:3].mean()), "high": float(raw[-3:].mean())}
-    if clean is not None:
+    if clean is not None and clean.believed.any():  # a line laid through a level proves no order
         row |= {"clean": spearman(clean.score, z_mm), "slope": clean.slope / SLOPE}
     return row
 

@@ -48,6 +48,15 @@ def test_slices_scored_in_any_order_and_orientation_follow_the_body(data_dir, th
         assert rank_correlation(raw, z_mm) >= 0.95, code
 
 
+def test_limbs_and_hips_are_placed_far_below_the_head_or_not_at_all(data_dir, the_scorer):
+    """Their slices' order is not reliable (see the card's limits), their region is."""
+    paths = sorted((data_dir / "Task603_STSGTV/imagesTs").glob("*.nii.gz"))
+    placed = [the_scorer.heights(read_image(p, modality="CT"), CPU) for p in paths]
+    levels = [float(np.median(h.score)) for h in placed if h is not None]
+    assert len(levels) >= 3
+    assert max(levels) < 35  # heads of the starter begin above 60
+
+
 def test_a_header_that_lies_about_the_head_is_noticed(data_dir, the_scorer):
     volume = read_image(data_dir / "Task601_HNOrgansA/imagesTs/hn_066_0000.nii.gz", modality="CT")
     z_mm, raw = shuffled_scores(the_scorer, volume)
