@@ -52,13 +52,15 @@ def place_scorer(folder: Path) -> None:
 
 
 def spans(data: Path) -> None:
-    """The span of every head of the starter, from the cases that its task file trained it on."""
+    """The span of every head of the starter, from the cases that its task file trained it on; a head of
+    tumours has none, since a missed tumour costs more than a searched leg."""
     run = Run(device="cpu")
     scorer = BodyPart(read_card(CARDS / "bodypart.json"), run)
     card = read_card(CARDS / "starter.json")
     for path in sorted(TASKS.glob("starter-*.json")):
         task = task_of(read_task(path), card, data)
-        card = with_span(card, task.head, task.training, run, scorer)
+        if not any(s.kind in ("lesion", "target") for s in card.named(task.structures)):
+            card = with_span(card, task.head, task.training, run, scorer)
     table = json.loads((CARDS / "starter.json").read_text(encoding="utf-8"))
     for row, head in zip(table["heads"], card.heads, strict=True):
         row["span"], row["scored"] = head.span, head.scored
