@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def add_import(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--as",
         dest="kind",
-        choices=("clnet", "nnunet"),
+        choices=("clnet", "gcis", "nnunet"),
         required=True,
         help="nnU-Net v1 is clnet, v2 is nnunet",
     )
@@ -53,6 +54,12 @@ def add_import(p: argparse.ArgumentParser) -> None:
         "--activate-last", choices=("yes", "no"), help="clnet: which published decoder (files do not tell)"
     )
     p.add_argument("--orientation", metavar="SPL", help="the scan is turned so first (default: as published)")
+    p.add_argument(
+        "--prompts",
+        metavar="TEXTS",
+        help='gcis: prompts with ";" between, or {"left kidney": "kidney.pth"} for a folder of files',
+    )
+    p.add_argument("--vectors", type=Path, metavar="FILE", help="gcis: text vectors of the prompts")
     p.add_argument("--half", action="store_true", help="half the size; a few voxels may differ")
     p.add_argument("--publish", action="store_true", help="make the result a model known by name")
     p.add_argument("--overwrite", action="store_true", help="replace CARD_DIR")
@@ -107,6 +114,8 @@ def _imported(options: argparse.Namespace, scratch: Path) -> Card:
         checkpoint = _checkpoint(source)
         plans, task = _plans(checkpoint, options.plans)
         return clnet_card(checkpoint, plans, scratch / "card", wishes, task)
+    if options.kind == "gcis":
+        return _gcis(options, scratch / "card", wishes)
     from CTSegLogic.systems.nnunet.folder import trained_in
     from CTSegLogic.systems.nnunet.importing import card_of as nnunet_card
 
@@ -121,6 +130,28 @@ def _imported(options: argparse.Namespace, scratch: Path) -> Card:
         orientation=options.orientation,
     )
     return nnunet_card(found, scratch / "card", wishes)
+
+
+def _gcis(options: argparse.Namespace, folder: Path, wishes: Wishes) -> Card:
+    """The card of gCIS's files, each for the prompts it was trained with."""
+    from CTSegLogic.systems.gcis.importer import import_gcis
+
+    text, source = str(options.prompts or "").strip(), options.source
+    if text.startswith("{"):
+        home = source if source.is_dir() else source.parent
+        files = {str(prompt): home / str(name) for prompt, name in _parsed(text, "--prompts").items()}
+    else:
+        files = {prompt.strip(): source for prompt in text.split(";") if prompt.strip()}
+    lost = [path for path in files.values() if not path.is_file()]
+    if lost or not files:
+        raise WeightsMissing(
+            seen=f"{lost[0]} is no file." if lost else "gCIS's files do not say what they were trained for.",
+            hint='Give --prompts "left kidney; liver", or {"left kidney": "FILE"} for a folder of files.',
+        )
+    card = import_gcis(files, folder, name=wishes.name or "gcis", vectors=options.vectors)
+    return replace(
+        card, license=wishes.license if options.license else card.license, title=wishes.title or card.title
+    )
 
 
 def _checkpoint(source: Path) -> Path:

@@ -19,6 +19,7 @@ from CTSegLogic.systems import open_system
 from CTSegLogic.systems.gcis.importer import import_gcis
 from CTSegLogic.systems.gcis.model import Model, streams
 from CTSegLogic.systems.gcis.text import ClipEncoder, Vectors, VocabularyEncoder
+from CTSegLogic.values.card import read_card
 from CTSegLogic.values.errors import (
     CardInvalid,
     PackageMissing,
@@ -342,3 +343,17 @@ def test_a_file_written_with_the_old_numpy_is_read_and_one_that_runs_code_is_not
 
 
 LIVER = [0.61136, 0.222956, -0.410981]
+
+
+def test_the_command_imports_files_by_their_prompts(two_tasks, tmp_path, capsys):
+    first, other = two_tasks
+    saved(first, tmp_path / "a.pth")
+    saved(other, tmp_path / "b.pth")
+    asked = ["import", str(tmp_path), "--as", "gcis", "-o", str(tmp_path / "card")]
+    assert main(asked) == 3
+    assert "--prompts" in capsys.readouterr().err
+    table = {"pulmonary artery": "a.pth", "liver": "b.pth"}
+    assert main([*asked, "--prompts", json.dumps(table), "--name", "mine"]) == 0
+    card = read_card(tmp_path / "card" / "card.json")
+    assert card.name == "mine"
+    assert set(card.keys) == {"pulmonary_artery", "liver"}
