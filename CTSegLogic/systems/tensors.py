@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -168,7 +169,9 @@ def read_checkpoint(path: Path, held: IO[bytes] | None = None) -> Any:
         return read_tensors(path)
     try:
         mapped = held is None and zipfile.is_zipfile(path)
-        with torch.serialization.safe_globals(_numbers()):
+        with torch.serialization.safe_globals(_numbers()), warnings.catch_warnings():
+            # torch warns of a pickle's version before it refuses what the pickle asks for.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(held or path, map_location="cpu", weights_only=True, mmap=mapped)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError, AttributeError) as error:
         what = (str(error).strip() or type(error).__name__).splitlines()[0]

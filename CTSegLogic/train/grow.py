@@ -244,7 +244,7 @@ def _cases_of(table: Mapping[str, Any], card: Card, data: Path, named: str, mapp
     if dataset.suffix != ".json":
         return read_nnunet(dataset, folds=int(table.get("folds", 5)), mapping=names)
     # Without a mapping each entry's prompt says what is drawn.
-    return read_datalist(dataset, data / str(table.get("dataset_dir", dataset.parent)), names or {})
+    return read_datalist(dataset, data / str(table.get("dataset_dir", dataset.parent)), names)
 
 
 def _names_of(mapping: Any, card: Card) -> Mapping[str, str] | None:

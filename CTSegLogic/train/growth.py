@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,9 @@ def _of_head(system: System | None, name: str, volume: Volume, run: Run) -> dict
     if system is None or head is None:
         return {}
     ask = Ask(heads=((head, system.card.named(head.structures)),))
-    prediction = system.segment(volume, ask, run.silent())
+    # Each head's own answer: where heads meet, one more may settle a voxel otherwise.
+    apart = replace(run.silent(), overrides=replace(run.overrides, merge=False))
+    prediction = system.segment(volume, ask, apart)
     return {key: prediction.mask(key) for key in head.structures}
 
 

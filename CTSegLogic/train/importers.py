@@ -66,20 +66,20 @@ def read_nnunet(
 
 
 def read_datalist(
-    path: Path, root: Path, mapping: Mapping[str, str], *, part: str = "training"
+    path: Path, root: Path, mapping: Mapping[str, str] | None, *, part: str = "training"
 ) -> list[Case]:
     """The cases of a MONAI data list in its order; those of "testing" without a label are left out.
 
     Args:
         path: the JSON file; root: the folder its paths start from.
-        mapping: label value (as text) -> key; where empty, an entry's "prompt" says what its 1 means.
+        mapping: label value (as text) -> key; without one, an entry's "prompt" says what its 1 means.
         part: "training" or "testing".
 
     Raises:
         TaskInvalid: the list is malformed, or a file is missing; the message names the entry.
     """
     table = _table(path)
-    names = {int(v): key for v, key in mapping.items()}
+    names = None if mapping is None else {int(v): key for v, key in mapping.items()}
     cases: dict[str, Case] = {}
     for n, entry in enumerate(table.get(part, [])):
         files = entry.get("image") if isinstance(entry, dict) else None
@@ -100,7 +100,7 @@ def read_datalist(
             )
         name = str(entry.get("name") or stem(label))
         name = name if name not in cases else f"{name}-{n}"
-        meant = names or _prompted(entry, f"{path.name}: entry {n}")
+        meant = names if names is not None else _prompted(entry, f"{path.name}: entry {n}")
         cases[name] = Case(
             name=name, images=images, labels=label, mapping=meant, fold=int(entry.get("fold", 0))
         )
@@ -123,7 +123,11 @@ def read_unlabelled(folder: Path) -> list[Case]:
 
 def _prompted(entry: Mapping[str, Any], where: str) -> dict[int, str]:
     """What label 1 of an entry with a prompt means, as gCIS's lists have it."""
-    phrase = str(entry.get("prompt", ""))
+    if "prompt" not in entry:
+        raise TaskInvalid(
+            seen=f"{where} does not say what its labels mean.", hint='Give `mapping`, such as {"1": "liver"}.'
+        )
+    phrase = str(entry["prompt"])
     meant = understand(phrase)
     if not meant.clear or len(meant.wanted) != 1 or meant.excluded:
         raise TaskInvalid(

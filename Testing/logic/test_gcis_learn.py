@@ -262,12 +262,12 @@ def test_a_data_list_says_with_its_prompts_what_labels_mean(a_data_set, tmp_path
     path.write_text(json.dumps({"training": entries}))
     from CTSegLogic.train.importers import read_datalist
 
-    cases = read_datalist(path, a_data_set, {})
+    cases = read_datalist(path, a_data_set, None)
     assert [dict(case.mapping) for case in cases] == [{1: "kidney_left"}, {1: "kidney_right"}]
     entries[0]["prompt"] = "both parotids and the liver"
     path.write_text(json.dumps({"training": entries}))
     with pytest.raises(TaskInvalid, match="entry 0"):
-        read_datalist(path, a_data_set, {})
+        read_datalist(path, a_data_set, None)
 
 
 def _made(folder):

@@ -278,7 +278,7 @@ def test_a_phrase_names_the_models_that_could_be_installed(capsys):
     assert "model vista3d finds: kidney_left, kidney_right" in capsys.readouterr().out
     with pytest.raises(PromptUnknown) as refused:
         Session(CPU).plan(Request(prompt=Text("both kidneys")))
-    assert refused.value.hint == "Install ctmr or vista3d."
+    assert refused.value.hint == "Install ctmr or totalsegmentator-fast or totalsegmentator or vista3d."
 
 
 def test_groups_stand_for_their_members_unless_a_model_was_tuned_on_them():
