@@ -116,7 +116,7 @@ def _models(sub: Any) -> None:
     )
     p.add_argument("--accept-license", action="store_true", help="I have read the licence and agree")
     p.set_defaults(run=commands.install)
-    p = sub.add_parser("import", help="make a model of what CL-Net or nnU-Net trained")
+    p = sub.add_parser("import", help="make a model of what CL-Net, nnU-Net or EfficientSegmentation trained")
     add_import(p)
     p.set_defaults(run=import_)
     p = sub.add_parser("remove", help="delete a model's downloaded files")
