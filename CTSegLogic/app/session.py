@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from CTSegLogic.app.coverage import Coverage, on_whole
+from CTSegLogic.app.staged import segment_staged
 from CTSegLogic.engine.stages import box_of
 from CTSegLogic.files.weights import cards, find_card, installed
 from CTSegLogic.systems import System, open_system
@@ -114,6 +115,8 @@ class Session:
             CTSegError: one of its kinds; each says what to do.
         """
         request = request or Request()
+        if request.locate is not None or request.refine is not None:
+            return segment_staged(self, volume, request)
         plan = self.plan(request, volume.modality)
         part, box = _looked_at(volume, request.roi)
         run = replace(self.run, quality=request.quality, overrides=request.overrides or self.run.overrides)

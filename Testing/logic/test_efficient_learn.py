@@ -229,10 +229,10 @@ def test_two_stages_make_one_card_and_the_first_file_stays(a_data_set, tmp_path)
 
 
 @pytest.mark.slow
-def test_the_finder_learns_the_balls(a_data_set, tmp_path):
-    table = {**TASK, "epochs": 12, "steps": 15, "mirror": False, "ema": 0.9, "validate_every": 12}
-    table["teach"] = {**TASK["teach"], "augment": False, "loss": "bce"}
+def test_the_finder_learns_a_ball(a_data_set, tmp_path):
+    table = {**TASK, "epochs": 7, "steps": 15, "mirror": False, "ema": 0.9, "validate_every": 7}
+    table |= {"mapping": {"1": "kidney_left"}, "teach": {**TASK["teach"], "augment": False, "loss": "bce"}}
     grow(written(table, tmp_path), tmp_path / "out", RUN, data=a_data_set.parent)
     with (tmp_path / "out" / "record.csv").open(encoding="utf-8") as file:
         dice = [float(row["dice"]) for row in csv.DictReader(file) if row["dice"]]
-    assert dice[-1] > 0.6
+    assert dice[-1] > 0.8

@@ -26,7 +26,7 @@ from CTSegLogic.engine.device import MemoryPlan, autocast, plan_memory
 from CTSegLogic.engine.origin import Stages, origin_of
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.resample import network_input
-from CTSegLogic.engine.stages import Region, box_of, empty, grown_mm
+from CTSegLogic.engine.stages import FromMask, Region, box_of, empty, grown_mm
 from CTSegLogic.engine.window import Shared, Tiling, slide, tile_starts
 from CTSegLogic.files.shelf import Shelf
 from CTSegLogic.files.weights import threads_named
@@ -166,6 +166,12 @@ class Efficient(Model):
             self.card, self.sums, ask, run, self.device, clock, plan, fast.notes, backend=fast.name
         )
         return Prediction(grid=volume.grid, layers=tuple(layers), entries=tuple(entries), origin=origin)
+
+    def refined(self, volume: Volume, first: Prediction, ask: Ask, run: Run) -> Prediction:
+        """What the drawer draws around what another model found of the asked structures."""
+        keys = [s.key for s in ask.structures]
+        margin = FromMask.of(first, keys, self.plan.margin_mm)
+        return self.refine(volume, margin.locate(volume, run), ask, run)
 
     def _drawn(
         self, volume: Volume, region: Region, wanted: Sequence[Structure], run: Run
