@@ -195,7 +195,7 @@ class Accelerator:
             except _FAULTS as error:
                 notes.append(f"{title} failed ({_first_line(error)}): it was not used.")
                 continue
-            if dice >= AGREE and lasting and before is None:
+            if dice >= AGREE and lasting and before is None and trial.compared:
                 known[f"agreed {precision}"] = round(dice, 6)
                 notes += self._noted(key, known)
             if dice >= AGREE:
@@ -231,6 +231,7 @@ class _Trial:
         self.call, self.sinks = call, sinks
         self.tiles = some_tiles(image, plan.tiling, occupied)
         self.expected: list[Sequence[Tensor]] = []
+        self.compared = False  # whether any class was there to agree on
 
     def agreement(self, compiled: Streams) -> float:
         """The smallest Dice of any class present, over the first tile that has one.
@@ -245,6 +246,7 @@ class _Trial:
                 return 0.0
             dice = least_dice(self.expected[n], seen, self.sinks)
             if dice is not None:
+                self.compared = True
                 return dice
         return 1.0 if _difference(self.expected[-1], seen) <= _CLOSE else 0.0
 

@@ -9,9 +9,11 @@ import numpy as np
 import phantoms
 import pytest
 import torch
+from test_backend import a_backend
 from tiny import KEYS, an_efficient_model
 from torch import nn
 
+from CTSegLogic.engine.backend import BACKENDS
 from CTSegLogic.engine.cleanup import largest_parts
 from CTSegLogic.engine.stages import FromMask
 from CTSegLogic.systems import open_system
@@ -226,6 +228,33 @@ def test_real_weights_run_and_what_they_came_from_is_told(tmp_path):
 def test_a_card_that_cannot_be_built_says_so(a_card, network):
     with pytest.raises(CardInvalid):
         open_system(replace(a_card, network={**a_card.network, **network}), RUN)
+
+
+class Counted(Bands):
+    """Counts how often it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def forward(self, hu: torch.Tensor) -> torch.Tensor:
+        self.asked += 1
+        return super().forward(hu)
+
+
+def test_a_backend_that_agreed_once_is_believed_but_not_for_agreeing_on_nothing(
+    a_card, monkeypatch, an_empty_home
+):
+    monkeypatch.setitem(BACKENDS, "openvino", a_backend(lambda call, precision: call))
+    run = replace(RUN, quality="fast", backend="openvino")
+    nothing, scan = phantoms.ct_of(standing("SPL"), balls=()), scan_of(standing("SPL"))
+    asked = []
+    for volume in (nothing, scan, scan):
+        net = Counted()
+        found = opened(a_card, coarse=net).segment(volume, ask_of(a_card), run)
+        assert found.origin.options["backend"] == "openvino fp32"
+        asked.append(net.asked)
+    assert asked == [3, 3, 1]  # torch and the backend for the gate, and the scan itself
 
 
 def test_a_window_has_no_meaning_here(a_card):
