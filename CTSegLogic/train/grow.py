@@ -7,7 +7,8 @@ A task file is JSON:
 
 `dataset` and `mapping` may be lists of the same length: cases of all are learned together. A data set is a
 folder in nnU-Net's or FLARE's layout or a MONAI data list (.json) whose files start from `dataset_dir`.
-`mapping` is the name of a shipped one, {"1": "liver"}, or MONAI's {"default": [[1, 3], ...]} with the model's label numbers.
+`mapping` is the name of a shipped one, {"1": "liver"}, or MONAI's {"default": [[1, 3], ...]} with the
+model's label numbers.
 `name` is what the grown model shall be called. `unlabelled` is a folder of scans, or several, from which a
 narrow decoder learns without labels.
 `replay` is {"tasks": [older task files], "cases": 5 of each, "share": 0.5 of the steps}; see systems/clnet.
