@@ -116,7 +116,7 @@ def _models(sub: Any) -> None:
     )
     p.add_argument("--accept-license", action="store_true", help="I have read the licence and agree")
     p.set_defaults(run=commands.install)
-    p = sub.add_parser("import", help="make a model of what CL-Net or nnU-Net trained")
+    p = sub.add_parser("import", help="make a model of what CL-Net, nnU-Net or EfficientSegmentation trained")
     add_import(p)
     p.set_defaults(run=import_)
     p = sub.add_parser("remove", help="delete a model's downloaded files")
@@ -141,6 +141,8 @@ def _asked(p: argparse.ArgumentParser, *, one_scan: bool = True) -> None:
     )
     p.add_argument("--quality", choices=("fast", "balanced", "best"), default="balanced")
     p.add_argument("--modality", choices=("CT", "MR"), help="of files that do not say (default: the model's)")
+    p.add_argument("--locate", metavar="CARD", help="look only where this model finds something")
+    p.add_argument("--refine", metavar="CARD", help="this model draws again what was found")
     p.set_defaults(points=None, prior=None, roi=None, series=None)
     if one_scan:
         what.add_argument("--points", type=Path, metavar="FILE.json", help="clicks, RAS mm, or .mrk.json")

@@ -7,13 +7,13 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from CTSegLogic.app.coverage import Coverage, on_whole
+from CTSegLogic.app.staged import segment_staged
+from CTSegLogic.engine.stages import box_of
 from CTSegLogic.files.weights import cards, find_card, installed
 from CTSegLogic.systems import System, open_system
 from CTSegLogic.values.card import Card
-from CTSegLogic.values.checks import fits_scan, scan_warnings, with_warnings
+from CTSegLogic.values.checks import scan_warnings, with_warnings
 from CTSegLogic.values.choice import ranked, shared, why
 from CTSegLogic.values.errors import (
     ImageInvalid,
@@ -115,6 +115,8 @@ class Session:
             CTSegError: one of its kinds; each says what to do.
         """
         request = request or Request()
+        if request.locate is not None or request.refine is not None:
+            return segment_staged(self, volume, request)
         plan = self.plan(request, volume.modality)
         part, box = _looked_at(volume, request.roi)
         run = replace(self.run, quality=request.quality, overrides=request.overrides or self.run.overrides)
@@ -194,17 +196,5 @@ def _looked_at(volume: Volume, roi: Grid | None) -> tuple[Volume, Box]:
     whole = Box.whole(volume.grid.shape)
     if roi is None:
         return volume, whole
-    if not fits_scan(roi, volume.grid):
-        raise ImageInvalid(
-            seen="The region of interest lies outside the scan.", hint="Move it, or leave it out."
-        )
-    corners = np.array([[k, j, i] for k in (0, 1) for j in (0, 1) for i in (0, 1)]) * (
-        np.asarray(roi.shape) - 1
-    )
-    at = volume.grid.index(roi.world(corners))
-    # A thousandth of a voxel forgives the rounding of a region that was cut out of this very grid.
-    low, high = np.floor(at.min(0) + 1e-3).astype(int), np.ceil(at.max(0) - 1e-3).astype(int) + 1
-    box = Box(start_kji=(low[0], low[1], low[2]), stop_kji=(high[0], high[1], high[2])).clipped(
-        volume.grid.shape
-    )
+    box = box_of(roi, volume.grid)
     return volume.on(volume.grid.cropped(box)), box

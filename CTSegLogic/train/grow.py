@@ -6,8 +6,9 @@ A task file is JSON:
      "patch_kji": [64, 64, 64], "epochs": 200, ... any other field of `Task`}
 
 `dataset` and `mapping` may be lists of the same length: cases of all are learned together. A data set is a
-folder in nnU-Net's layout or a MONAI data list (.json) whose files start from `dataset_dir`. `mapping` is the
-name of a shipped one, {"1": "liver"}, or MONAI's {"default": [[1, 3], ...]} with the model's label numbers.
+folder in nnU-Net's or FLARE's layout or a MONAI data list (.json) whose files start from `dataset_dir`.
+`mapping` is the name of a shipped one, {"1": "liver"}, or MONAI's {"default": [[1, 3], ...]} with the
+model's label numbers.
 `name` is what the grown model shall be called. `unlabelled` is a folder of scans, or several, from which a
 narrow decoder learns without labels.
 `replay` is {"tasks": [older task files], "cases": 5 of each, "share": 0.5 of the steps}; see systems/clnet.
@@ -28,6 +29,7 @@ from CTSegLogic.files.weights import find_card
 from CTSegLogic.systems import open_system
 from CTSegLogic.train.ensemble import folds_of, over_folds
 from CTSegLogic.train.fit import fit
+from CTSegLogic.train.flare import is_flare, read_flare
 from CTSegLogic.train.importers import read_datalist, read_nnunet, read_unlabelled
 from CTSegLogic.train.ranks import Ranks, joined
 from CTSegLogic.train.replay import rehearsal
@@ -241,6 +243,8 @@ def _cases_of(table: Mapping[str, Any], card: Card, data: Path, named: str, mapp
     """The cases of one data set: a folder in nnU-Net's layout or a MONAI data list."""
     dataset = data / named
     names = _names_of(mapping, card)
+    if is_flare(dataset):
+        return read_flare(dataset, folds=int(table.get("folds", 5)), mapping=names)
     if dataset.suffix != ".json":
         return read_nnunet(dataset, folds=int(table.get("folds", 5)), mapping=names)
     # Without a mapping each entry's prompt says what is drawn.
