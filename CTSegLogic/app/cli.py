@@ -22,6 +22,8 @@ from CTSegLogic.app.asked import overrides_of
 from CTSegLogic.app.batch import add_batch, batch
 from CTSegLogic.app.importing import add_import, import_
 from CTSegLogic.app.lessons import add_lessons
+from CTSegLogic.app.refining import add_refining
+from CTSegLogic.app.rounds import add_rounds
 from CTSegLogic.values.errors import Cancelled, CTSegError
 from CTSegLogic.values.presets import PRESETS
 from CTSegLogic.values.run import Run
@@ -151,6 +153,7 @@ def _asked(p: argparse.ArgumentParser, *, one_scan: bool = True) -> None:
         p.add_argument(
             "--series", metavar="UID", help="which series of a DICOM folder (its UID or the end of it)"
         )
+    add_refining(p)
     _brain(p, one_scan)
     _tiles(p)
     _runtime(p, threads="--workers" if one_scan else "--threads")
@@ -290,6 +293,7 @@ def _evaluate(sub: Any) -> None:
         action="store_true",
         help="PRED is a trained sequence of tasks, TRUTH the folder of their data sets",
     )
+    add_rounds(p)
     p.add_argument("--overwrite", action="store_true", help="replace files that exist")
     p.add_argument("--quality", choices=("fast", "balanced", "best"), default="balanced")
     _runtime(p)

@@ -31,9 +31,9 @@ def add_import(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--as",
         dest="kind",
-        choices=("clnet", "nnunet"),
+        choices=("clnet", "nnunet", "rstn"),
         required=True,
-        help="nnU-Net v1 is clnet, v2 is nnunet",
+        help="nnU-Net v1 is clnet, v2 is nnunet; rstn takes FCN-8s files, X, Y or Z in their names",
     )
     p.add_argument("-o", "--output", type=Path, required=True, metavar="CARD_DIR", help="the model's folder")
     p.add_argument("--name", metavar="CARD", help="what the model is called (default: its data set)")
@@ -107,6 +107,10 @@ def _imported(options: argparse.Namespace, scratch: Path) -> Card:
         checkpoint = _checkpoint(source)
         plans, task = _plans(checkpoint, options.plans)
         return clnet_card(checkpoint, plans, scratch / "card", wishes, task)
+    if options.kind == "rstn":
+        from CTSegLogic.systems.rstn.importing import card_of as rstn_card
+
+        return rstn_card(source, scratch / "card", wishes)
     from CTSegLogic.systems.nnunet.folder import trained_in
     from CTSegLogic.systems.nnunet.importing import card_of as nnunet_card
 

@@ -49,6 +49,7 @@ def write_job(folder: Path, volume: Volume, request: Request) -> dict[str, Any]:
         "roi": _grid_out(request.roi) if request.roi else None,
         "overrides": _overrides_out(request.overrides),
         "before": "before.npy" if request.before is not None else None,
+        "refine": request.refine,
     }
 
 
@@ -75,6 +76,7 @@ def read_job(message: Mapping[str, Any]) -> tuple[Volume, Request]:
             roi=_grid_in(message["roi"]) if message["roi"] else None,
             overrides=_overrides_in(message.get("overrides")),
             before=np.load(folder / "before.npy") if message.get("before") else None,
+            refine=message.get("refine"),
         )
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise CTSegError(

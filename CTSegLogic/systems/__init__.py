@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from CTSegLogic.values.run import Run
 from CTSegLogic.values.task import Batch, Task
 from CTSegLogic.values.volume import Volume
 
-SYSTEMS = ("body", "bodypart", "clnet", "gcis", "nnunet", "vista3d")
+SYSTEMS = ("body", "bodypart", "clnet", "gcis", "nnunet", "rstn", "vista3d")
 
 
 class Learner(Protocol):
@@ -51,6 +51,14 @@ class System(Protocol):
 
     def learner(self, task: Task, run: Run) -> Learner:
         """A learner for the task's head, new or known."""
+
+
+@runtime_checkable
+class Refiner(Protocol):
+    """A system that draws structures again, from masks of any other."""
+
+    def refine(self, volume: Volume, masks: Mapping[str, NDArray[np.bool_]], run: Run) -> Prediction:
+        """The structures of the masks' keys on the volume's grid, on which the masks (k, j, i) lie."""
 
 
 def open_system(card: Card, run: Run) -> System:

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from CTSegLogic.train.curriculum import Curriculum, Moded
 from CTSegLogic.train.schedule import Schedule, Trained, trimmed_mean
 from CTSegLogic.values.errors import TaskInvalid, Unteachable
 from CTSegLogic.values.structures import suggest
@@ -111,7 +112,7 @@ def schedule_of(task: Task, learner: Any, parameters: Sequence[Any]) -> Schedule
     """
     how = prune_of(task)
     if how is None:
-        return Schedule(task)
+        return Curriculum(task, learner) if isinstance(learner, Moded) else Schedule(task)
     if not isinstance(learner, Prunable):
         raise Unteachable(
             seen="This model's heads cannot be pruned.", hint="Leave `prune` out, or train a CL-Net head."
