@@ -13,6 +13,7 @@ from tiny import an_rstn_model
 
 from CTSegLogic.app.session import Session
 from CTSegLogic.engine.stages import Region
+from CTSegLogic.files.wire import read_job, write_job
 from CTSegLogic.nets.rstn import RstnNet, RstnPlan
 from CTSegLogic.systems import open_system
 from CTSegLogic.systems.rstn.fusion import fused, largest_parts, threshold
@@ -287,6 +288,13 @@ def test_a_request_may_name_a_second_model(tmp_path, a_tiny_card):
     assert "rounds liver" in found.origin.options
     with pytest.raises(PromptUnknown, match="none of these is asked for"):
         Session(CPU).segment(volume, replace(request, prompt=Classes(("kidney_left",))))
+
+
+def test_a_worker_is_told_of_the_second_model_and_the_planes(tmp_path, an_axial_ct):
+    request = Request(refine="rstn-parotid", overrides=Overrides(planes="XZ"))
+    _, told = read_job(write_job(tmp_path, an_axial_ct, request))
+    assert told.refine == "rstn-parotid"
+    assert told.overrides == request.overrides
 
 
 def test_planes_are_the_cards_or_the_users_but_never_unknown():

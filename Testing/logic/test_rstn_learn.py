@@ -21,10 +21,13 @@ from CTSegLogic.systems.rstn.lesson import Crop, lesson, slice_loss
 from CTSegLogic.systems.rstn.tuning import MODES, Mode, Tuning, tuning_of
 from CTSegLogic.systems.tensors import read_tensors
 from CTSegLogic.train.curriculum import Curriculum
+from CTSegLogic.train.grow import card_of as card_of_task
+from CTSegLogic.train.grow import read_task
 from CTSegLogic.train.importers import contiguous_folds, read_nnunet
 from CTSegLogic.values.card import License
 from CTSegLogic.values.errors import CardInvalid, TaskInvalid, Unteachable, WeightsMismatch
 from CTSegLogic.values.foreign import Wishes
+from CTSegLogic.values.resources import resource
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.task import Case, Task
 
@@ -118,6 +121,35 @@ def test_the_loss_is_a_third_coarse_and_two_thirds_fine():
     net = RstnNet(RstnPlan(width=4, halvings=1))
     parts = [a_loss(net, MODES["S"], coarse=c) for c in (1.0, 0.0, 1 / 3)]
     assert parts[2] == pytest.approx(parts[0] / 3 + 2 * parts[1] / 3, abs=1e-6)
+
+
+def test_two_organs_share_networks_and_are_drawn_from_channels_of_their_own():
+    net = RstnNet(RstnPlan(organs=2, width=4, halvings=1))
+    truth = torch.zeros(16, 16, 16, dtype=torch.uint8)
+    truth[4:12, 4:12, 9:13] = 2
+    common = {"mode": MODES["S"], "tuning": Tuning(slices=4, coarse=0), "crop": CROP}
+    chance = np.random.default_rng(0)
+    image = torch.randn(16, 16, 16)
+    lesson(net, image, truth, [0, 1], 1, least=[1.0, 1.0], chance=chance, **common).backward()
+    first, second = net.fine_model.out.weight.grad.split(3)
+    assert not first.any()
+    assert second.any()
+    net.zero_grad()
+    # An organ that nobody drew in a case is neither learned nor unlearned from it.
+    lesson(net, image, truth, [0], 1, least=[1.0, 1.0], chance=chance, **common).backward()
+    assert not net.coarse_model.out.weight.grad[3:].any()
+
+
+@pytest.mark.parametrize("name", ["rstn-parotid", "rstn-pancreas-nih"])
+def test_shipped_recipes_describe_a_network_that_can_be_built(name):
+    path = resource("Tasks", f"{name}.json")
+    table = read_task(path)
+    system = open_system(card_of_task(table, path.parent), CPU)
+    mapping = {int(value): key for value, key in table["mapping"].items()}
+    cases = (Case(name="c", images=(), labels=None, mapping=mapping, fold=1),)
+    task = a_task(head=table["head"], structures=tuple(mapping.values()), cases=cases, teach=table["teach"])
+    learner = system.learner(task, CPU)
+    assert set(learner.nets) == ({"A"} if table["new"]["network"]["shared"] else set("XYZ"))
 
 
 def test_a_lesson_is_a_function_of_its_draw():
