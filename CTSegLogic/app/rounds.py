@@ -3,7 +3,7 @@
 per case and structure   coarse   each plane alone, F1..F3P
                          rounds   0, 1, ... as many as the card allows, none left out
                          stop     the answer by the card's stop rule, from the same rounds
-                         oracle   one fine round in the crop of the truth: the upper bound
+                         oracle   one fine round in the crop of the truth (and by F1..F3P): the upper bound
 --first CARD             rounds and stop again from that model's mask
 """
 
@@ -191,15 +191,23 @@ class _One:
         yield self._judged(start, STOP, stopped.answer, number=len(stopped.rounds) - 1)
 
     def oracle(self, coarse: Mapping[str, Any]) -> Iterator[Judged]:
-        """One fine round in the crop of the truth, weighted by the coarse score."""
+        """One fine round in the crop of the truth, weighted by the coarse score, and all rules of fusion."""
+        from CTSegLogic.systems.rstn.fusion import FUSIONS, fused
+
         score = np.mean([part[self.organ].cpu().numpy() for part in coarse.values()], axis=0)
         truth = self.truth
         if not self.grid.matches(self.scan, tol_mm=0.05):
             truth = move(truth.view(np.uint8), self.grid, self.scan, order=0, outside=0).view(bool)
         known = self.system.given(self.sight, self.scan, truth, "The truth")
         first = self.sight.around(known.mask(), "The truth", score)
-        if first.found:
-            yield self._judged(ORACLE, "1", self.sight.refined(first, self.organ), number=1)
+        if not first.found:
+            return
+        found, planes = self.sight.refined(first, self.organ), len(self.sight.nets)
+        yield self._judged(ORACLE, "1", found, number=1)
+        assert found.score is not None
+        for rule in FUSIONS:
+            mask = fused(found.score, rule, planes, math.prod(self.sight.work.shape))
+            yield self._judged(ORACLE, rule, replace(found, prior=mask), rule, planes)
 
     def _judged(
         self,
@@ -305,7 +313,7 @@ def _plot(rows: Sequence[Judged], path: Path) -> None:
                 count = sorted({row.round for row in part if row.round is not None})
                 mean = [float(np.nanmean([r.dice for r in part if r.round == k])) for k in count]
                 axes.plot(count, mean, "o-", color=color, label=f"from {start}")
-            oracle = [row.dice for row in own if row.start == ORACLE]
+            oracle = [row.dice for row in own if row.start == ORACLE and row.what == "1"]
             if oracle:
                 axes.axhline(float(np.nanmean(oracle)), color="#555555", linestyle="--", label=ORACLE)
             axes.set(title=key, xlabel="round", ylim=(0, 1))

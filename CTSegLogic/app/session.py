@@ -146,6 +146,7 @@ class Session:
         told = (
             *notes_of(request.prompt, [card for card, _ in plan]),
             *_chosen(request, plan, volume.modality),
+            *(_terms(second) if second is not None else ()),
         )
         merged = replace(
             merged,

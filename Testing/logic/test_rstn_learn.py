@@ -335,8 +335,8 @@ def test_rounds_are_also_judged_from_another_models_masks(a_trained, a_data_set)
     )
     starts = {row.start for row in rows}
     assert starts >= {"coarse", "oracle", "rounds"}
-    oracle = [row.dice for row in rows if row.start == "oracle"]
-    assert len(oracle) == 2
+    oracle = [row.what for row in rows if row.start == "oracle"]
+    assert oracle == 2 * ["1", "F1", "F2", "F3", "F1P", "F2P", "F3P"]
 
 
 def published(folder, plan=None, prefix="", **changed):
@@ -353,9 +353,10 @@ def test_published_files_are_taken_whole_plane_by_plane(tmp_path, monkeypatch):
     small = RstnPlan(width=2, halvings=1, coded=False)
     monkeypatch.setattr(importing, "RstnPlan", lambda **_: small)
     (tmp_path / "in").mkdir()
-    (tmp_path / "out").mkdir()
     nets = {p: published(tmp_path / "in" / f"FD0_{p}_J.pkl", prefix="module.") for p in "XYZ"}
-    card = card_of(tmp_path / "in", tmp_path / "out", Wishes(license=License(name="own")))
+    given = ["import", str(tmp_path / "in"), "--as", "rstn", "-o", str(tmp_path / "out")]
+    assert main([*given, "--license", "own"]) == 0
+    card = find_card(str(tmp_path / "out"))
     assert set(card.files) == {"pancreas-x", "pancreas-y", "pancreas-z"}
     for plane, net in nets.items():
         kept = read_tensors(tmp_path / "out" / f"pancreas-{plane.lower()}.safetensors")
