@@ -60,6 +60,39 @@ def a_gcis_model(folder: Path) -> Card:
     return card
 
 
+def an_efficient_model(folder: Path, *, fine: bool = True) -> Card:
+    """A finder of 32^3 and a drawer of 48^3 voxels of the smallest width with random weights."""
+    import torch
+
+    from CTSegLogic.files.weights import file_spec
+    from CTSegLogic.systems.efficient.model import network_of, stage_from
+    from CTSegLogic.systems.tensors import write_tensors
+
+    torch.manual_seed(0)
+    folder.mkdir()
+    stages = {"coarse": [32, 32, 32], "fine": [48, 48, 48]} if fine else {"coarse": [32, 32, 32]}
+    network = {n: {"file": n, "size": size, "channels": [2, 4, 4, 8, 8]} for n, size in stages.items()}
+    for name, table in network.items():
+        net = network_of(name, stage_from(name, table), 2)
+        write_tensors(net, folder / f"{name}.safetensors", half=False)
+    tone = Intensity(kind="zscore", clip=(-325.0, 325.0))
+    card = Card(
+        name="efficient-tiny",
+        version="1.0",
+        title="a tiny EfficientSegmentation",
+        system="efficient",
+        modality=("CT",),
+        heads=(Head(name="organs", structures=KEYS[:2], file=list(stages)[-1], activation="exclusive"),),
+        prepare=replace(tiny_prepare(), intensity=tone, antialias=False),
+        files={n: file_spec(folder / f"{n}.safetensors") for n in stages},
+        license=License(name="Apache-2.0"),
+        network={**network, "most_mm": 10.0},
+        folder=folder,
+    )
+    (folder / "card.json").write_text(card.to_json(), encoding="utf-8")
+    return card
+
+
 def an_rstn_model(folder: Path) -> Card:
     """An RSTN of the smallest width with random weights, one structure, all planes in one network."""
     import torch

@@ -22,7 +22,6 @@ from CTSegLogic.app.asked import overrides_of
 from CTSegLogic.app.batch import add_batch, batch
 from CTSegLogic.app.importing import add_import, import_
 from CTSegLogic.app.lessons import add_lessons
-from CTSegLogic.app.refining import add_refining
 from CTSegLogic.app.rounds import add_rounds
 from CTSegLogic.values.errors import Cancelled, CTSegError
 from CTSegLogic.values.presets import PRESETS
@@ -118,7 +117,7 @@ def _models(sub: Any) -> None:
     )
     p.add_argument("--accept-license", action="store_true", help="I have read the licence and agree")
     p.set_defaults(run=commands.install)
-    p = sub.add_parser("import", help="make a model of what CL-Net or nnU-Net trained")
+    p = sub.add_parser("import", help="make a model of what CL-Net, nnU-Net or EfficientSegmentation trained")
     add_import(p)
     p.set_defaults(run=import_)
     p = sub.add_parser("remove", help="delete a model's downloaded files")
@@ -143,6 +142,8 @@ def _asked(p: argparse.ArgumentParser, *, one_scan: bool = True) -> None:
     )
     p.add_argument("--quality", choices=("fast", "balanced", "best"), default="balanced")
     p.add_argument("--modality", choices=("CT", "MR"), help="of files that do not say (default: the model's)")
+    p.add_argument("--locate", metavar="CARD", help="look only where this model finds something")
+    p.add_argument("--refine", metavar="CARD", help="this model draws again what was found")
     p.set_defaults(points=None, prior=None, roi=None, series=None)
     if one_scan:
         what.add_argument("--points", type=Path, metavar="FILE.json", help="clicks, RAS mm, or .mrk.json")
@@ -153,7 +154,6 @@ def _asked(p: argparse.ArgumentParser, *, one_scan: bool = True) -> None:
         p.add_argument(
             "--series", metavar="UID", help="which series of a DICOM folder (its UID or the end of it)"
         )
-    add_refining(p)
     _brain(p, one_scan)
     _tiles(p)
     _runtime(p, threads="--workers" if one_scan else "--threads")
@@ -197,6 +197,7 @@ def _tiles(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--keep-features-gib", type=float, default=20.0, metavar="GIB", help="most that DIR may hold"
     )
+    p.add_argument("--planes", metavar="X|Y|Z|A", help="rstn: from where it looks (default: its card's)")
     p.add_argument("--no-merge", action="store_true", help="keep every head's own answer where heads meet")
     p.add_argument(
         "--host-mm", type=float, metavar="MM", help="drop lesions further than this from their organ"

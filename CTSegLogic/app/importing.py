@@ -31,9 +31,9 @@ def add_import(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--as",
         dest="kind",
-        choices=("clnet", "nnunet", "rstn"),
+        choices=("clnet", "efficient", "nnunet", "rstn"),
         required=True,
-        help="nnU-Net v1 is clnet, v2 is nnunet; rstn takes FCN-8s files, X, Y or Z in their names",
+        help="nnU-Net v1 is clnet, v2 is nnunet; rstn: files with X, Y or Z in their names",
     )
     p.add_argument("-o", "--output", type=Path, required=True, metavar="CARD_DIR", help="the model's folder")
     p.add_argument("--name", metavar="CARD", help="what the model is called (default: its data set)")
@@ -111,6 +111,10 @@ def _imported(options: argparse.Namespace, scratch: Path) -> Card:
         from CTSegLogic.systems.rstn.importing import card_of as rstn_card
 
         return rstn_card(source, scratch / "card", wishes)
+    if options.kind == "efficient":
+        from CTSegLogic.systems.efficient.importing import card_of as efficient_card
+
+        return efficient_card(source, scratch / "card", wishes)
     from CTSegLogic.systems.nnunet.folder import trained_in
     from CTSegLogic.systems.nnunet.importing import card_of as nnunet_card
 

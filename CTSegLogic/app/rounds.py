@@ -128,7 +128,7 @@ def _of_case(session: Session, system: Rstn, case: Case, first: str | None) -> I
         wanted = [key for key in head.structures if key in case.mapping.values()]
         if not wanted:
             continue
-        located = system.locate(head, image, work, run)
+        located = system.located(head, image, work, run)
         given = None
         if first is not None:
             known = tuple(key for key in wanted if key in find_card(first).keys)

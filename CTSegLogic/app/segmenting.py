@@ -97,6 +97,7 @@ def asked_of(options: argparse.Namespace, session: Session) -> Asked:
         card=options.model,
         quality=options.quality,
         roi=region(options.roi) if options.roi else None,
+        locate=options.locate,
         refine=options.refine,
     )
     plan = tuple(session.plan(request))

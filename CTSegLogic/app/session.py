@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from CTSegLogic.app.coverage import Coverage, on_whole
-from CTSegLogic.app.refining import refinable, refined
+from CTSegLogic.app.staged import segment_staged
 from CTSegLogic.engine.stages import box_of
 from CTSegLogic.files.weights import cards, find_card, installed
 from CTSegLogic.systems import System, open_system
@@ -115,10 +115,9 @@ class Session:
             CTSegError: one of its kinds; each says what to do.
         """
         request = request or Request()
+        if request.locate is not None or request.refine is not None:
+            return segment_staged(self, volume, request)
         plan = self.plan(request, volume.modality)
-        second = find_card(request.refine) if request.refine is not None else None
-        if second is not None:
-            refinable(second, [s.key for _, ask in plan for s in ask.structures])
         part, box = _looked_at(volume, request.roi)
         run = replace(self.run, quality=request.quality, overrides=request.overrides or self.run.overrides)
         before = request.before[box.slices] if request.before is not None else None
@@ -141,12 +140,9 @@ class Session:
         if run.overrides.merge and len(predictions) > 1:
             predictions = settled(predictions, lambda n, key: trust_in(plan[n][0], key))
         merged = merge(predictions)
-        if second is not None:
-            merged = refined(merged, part, second, self.load, run)
         told = (
             *notes_of(request.prompt, [card for card, _ in plan]),
             *_chosen(request, plan, volume.modality),
-            *(_terms(second) if second is not None else ()),
         )
         merged = replace(
             merged,

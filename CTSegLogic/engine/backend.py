@@ -117,6 +117,7 @@ class Accelerator:
         *,
         of: Mapping[str, str],
         occupied: Tensor | None = None,
+        lasting: bool = False,
     ) -> Accelerated:
         """What runs the tiles of a scan.
 
@@ -127,6 +128,8 @@ class Accelerator:
             plan: with the tiling.
             run: the backend and precision asked for.
             of: SHA-256 of each file of the network, by name.
+            lasting: an agreement once seen with these weights on this computer is believed from then on:
+                where a scan is a single tile, asking torch each time would cost all that was gained.
 
         Raises:
             PackageMissing: the named backend is not installed.
@@ -147,7 +150,7 @@ class Accelerator:
             return Accelerated(call)
         trial = _Trial(call, image, sinks, plan, occupied)
         with torch.inference_mode():
-            found = self._first_that_agrees(name, trial, run, key, known)
+            found = self._first_that_agrees(name, trial, run, key, known, lasting)
             if run.backend == "auto" and "use" not in known:
                 known |= trial.timed(found)
                 notes = self._noted(key, known)
@@ -173,7 +176,7 @@ class Accelerator:
         return run.backend
 
     def _first_that_agrees(
-        self, name: str, trial: _Trial, run: Run, key: str, known: dict[str, Any]
+        self, name: str, trial: _Trial, run: Run, key: str, known: dict[str, Any], lasting: bool = False
     ) -> Accelerated:
         """The fastest precision whose labels are torch's, or torch with what was seen."""
         backend, notes = BACKENDS[name], []
@@ -187,10 +190,14 @@ class Accelerator:
                 continue  # it was held against torch before, with these very weights
             try:
                 compiled = self._built(backend, job, precision, f"{key}-{precision}")
-                dice = trial.agreement(compiled)
+                before = known.get(f"agreed {precision}") if lasting else None
+                dice = trial.agreement(compiled) if before is None else float(before)
             except _FAULTS as error:
                 notes.append(f"{title} failed ({_first_line(error)}): it was not used.")
                 continue
+            if dice >= AGREE and lasting and before is None and trial.compared:
+                known[f"agreed {precision}"] = round(dice, 6)
+                notes += self._noted(key, known)
             if dice >= AGREE:
                 # A faster precision that was refused on the way is no news once a slower one is right.
                 return Accelerated(trial.call, compiled, f"{name} {precision}", job.notes)
@@ -224,6 +231,7 @@ class _Trial:
         self.call, self.sinks = call, sinks
         self.tiles = some_tiles(image, plan.tiling, occupied)
         self.expected: list[Sequence[Tensor]] = []
+        self.compared = False  # whether any class was there to agree on
 
     def agreement(self, compiled: Streams) -> float:
         """The smallest Dice of any class present, over the first tile that has one.
@@ -238,6 +246,7 @@ class _Trial:
                 return 0.0
             dice = least_dice(self.expected[n], seen, self.sinks)
             if dice is not None:
+                self.compared = True
                 return dice
         return 1.0 if _difference(self.expected[-1], seen) <= _CLOSE else 0.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,42 @@ def cleanup(
     _fill_holes(cleaned, hole_share)
     out = labels.copy()
     out[box.grown(1).clipped(labels.shape).slices] = cleaned
+    return out
+
+
+def largest_parts(
+    labels: NDArray[Any], voxel_ml: float, most: Mapping[int, int], least_mm3: float
+) -> NDArray[Any]:
+    """The labels with only the largest parts of each structure, each larger than some volume.
+
+    Args:
+        labels: (k, j, i), 0 background.
+        voxel_ml: volume of a voxel of this very array.
+        most: parts (26-connected) kept of a label; 1 of those not listed.
+        least_mm3: a part of this volume or less goes, be it the only one.
+
+    Returns:
+        A new array, or `labels` itself when there was nothing to do.
+    """
+    import cc3d
+
+    box = Box.around(labels)
+    if box is None:
+        return labels
+    part = np.require(labels[box.slices], requirements=["C", "W"])
+    components, count = cc3d.connected_components(part, connectivity=26, return_N=True)
+    sizes = np.bincount(components.ravel(), minlength=count + 1)
+    label_of = np.zeros(count + 1, part.dtype)
+    label_of[components.ravel()] = part.ravel()
+    keep = np.zeros(count + 1, bool)
+    for value in np.unique(label_of[1:]).tolist():
+        mine = 1 + np.flatnonzero(label_of[1:] == value)
+        mine = mine[np.argsort(-sizes[mine], kind="stable")][: most.get(value, 1)]
+        keep[mine[sizes[mine] * voxel_ml * 1000.0 > least_mm3]] = True
+    if keep[1:].all():
+        return labels
+    out = np.zeros_like(labels)
+    out[box.slices] = np.where(keep, label_of, 0).astype(part.dtype)[components]
     return out
 
 

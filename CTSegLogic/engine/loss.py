@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, distributed
 
 _SMOOTH = 1e-5
+_TINY = 1e-8
+_FOCAL = 0.5  # weight of either class in focal loss
 
 
 def supervision_weights(levels: int) -> list[float]:
@@ -135,3 +137,35 @@ def softmax_dice_ce(logits: Tensor, truth: Tensor) -> Tensor:
     overlap, size = (p * drawn).sum(axes), (p + drawn).sum(axes)
     dice = (2 * overlap + _SMOOTH) / (size + _SMOOTH)
     return (1 - dice).mean() + F.cross_entropy(logits.float(), truth)
+
+
+def sigmoid_losses(
+    logits: Tensor, truth: Tensor, drawn: Tensor, added: str = "dice", topk: Sequence[float] = ()
+) -> Tensor:
+    """Dice of classes that do not compete, and focal loss or cross-entropy beside it, a scalar.
+
+    Dice as EfficientSegmentation was trained: per sample and class, squared denominators, smoothing 1e-8.
+    What nobody drew in a case counts for nothing.
+
+    Args:
+        logits: (B, n, k, j, i); truth: bool of the same shape.
+        drawn: (B, n), False where nobody drew the structure in that case.
+        added: "dice" = nothing, "focal" (alpha 0.5, gamma 2), "bce", or "topk" = cross-entropy of the hardest
+            voxels of each class.
+        topk: share of the voxels that are the hardest, per class.
+    """
+    logits, truth = logits.float().flatten(2), truth.float().flatten(2)
+    p = logits.sigmoid()
+    overlap, size = (p * truth).sum(2), (p * p).sum(2) + truth.sum(2)
+    losses = 1 - (2 * overlap + _TINY) / (size + _TINY)
+    if added != "dice":
+        cross = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+        if added == "focal":
+            cross = _FOCAL * (1 - torch.exp(-cross)) ** 2 * cross
+        if added == "topk":
+            counts = [max(1, round(share * cross.shape[2])) for share in topk]
+            hard = [cross[:, n].topk(count, dim=1).values.mean(1) for n, count in enumerate(counts)]
+            losses = losses + torch.stack(hard, dim=1)
+        else:
+            losses = losses + cross.mean(2)
+    return (losses * drawn).sum() / drawn.sum().clamp_min(1)

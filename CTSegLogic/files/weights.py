@@ -270,6 +270,11 @@ def _fetch(
         with _checked(card, name, place) as part:
             shutil.copyfile(given, part)
         return
+    if spec.url.startswith("given:"):
+        raise WeightsMissing(
+            seen=f"Nobody offers {place.name} of {card.name} for download.",
+            hint=f"Get it from its authors and run `ctseg install {card.name} --from DIR`, DIR holding it.",
+        )
     if not spec.url.startswith("http"):
         raise WeightsMissing(
             seen=f"The file {place} of {card.name} is gone.", hint="Install CTSegExtension again."

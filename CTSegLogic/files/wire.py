@@ -48,8 +48,9 @@ def write_job(folder: Path, volume: Volume, request: Request) -> dict[str, Any]:
         "quality": request.quality,
         "roi": _grid_out(request.roi) if request.roi else None,
         "overrides": _overrides_out(request.overrides),
-        "before": "before.npy" if request.before is not None else None,
+        "locate": request.locate,
         "refine": request.refine,
+        "before": "before.npy" if request.before is not None else None,
     }
 
 
@@ -75,8 +76,9 @@ def read_job(message: Mapping[str, Any]) -> tuple[Volume, Request]:
             quality=message["quality"],
             roi=_grid_in(message["roi"]) if message["roi"] else None,
             overrides=_overrides_in(message.get("overrides")),
-            before=np.load(folder / "before.npy") if message.get("before") else None,
+            locate=message.get("locate"),
             refine=message.get("refine"),
+            before=np.load(folder / "before.npy") if message.get("before") else None,
         )
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise CTSegError(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from CTSegLogic.engine.stages import Region
 from CTSegLogic.values.card import Card, Prepare
 from CTSegLogic.values.errors import CardInvalid
 from CTSegLogic.values.prediction import Prediction
@@ -18,7 +19,7 @@ from CTSegLogic.values.run import Run
 from CTSegLogic.values.task import Batch, Task
 from CTSegLogic.values.volume import Volume
 
-SYSTEMS = ("body", "bodypart", "clnet", "gcis", "nnunet", "rstn", "vista3d")
+SYSTEMS = ("body", "bodypart", "clnet", "efficient", "gcis", "nnunet", "rstn", "vista3d")
 
 
 class Learner(Protocol):
@@ -54,11 +55,19 @@ class System(Protocol):
 
 
 @runtime_checkable
-class Refiner(Protocol):
-    """A system that draws structures again, from masks of any other."""
+class Locates(Protocol):
+    """A system that finds quickly where something is."""
 
-    def refine(self, volume: Volume, masks: Mapping[str, NDArray[np.bool_]], run: Run) -> Prediction:
-        """The structures of the masks' keys on the volume's grid, on which the masks (k, j, i) lie."""
+    def locate(self, volume: Volume, run: Run, keys: Sequence[str] = ()) -> Region:
+        """The box around the structures of those keys, or around all of its own; empty with the reason."""
+
+
+@runtime_checkable
+class Refines(Protocol):
+    """A system that draws again what another model found."""
+
+    def refined(self, volume: Volume, first: Prediction, ask: Ask, run: Run) -> Prediction:
+        """The asked structures drawn again, on the volume's grid, beginning with what `first` found."""
 
 
 def open_system(card: Card, run: Run) -> System:

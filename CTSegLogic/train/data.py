@@ -32,6 +32,7 @@ from CTSegLogic.values.card import Prepare
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.move import move
+from CTSegLogic.values.sized import Sized
 from CTSegLogic.values.structures import vocabulary
 from CTSegLogic.values.task import Case, Task
 from CTSegLogic.values.volume import Volume
@@ -138,7 +139,8 @@ def _resampled(
             seen=f"Case {case.name} has {volume.channels} channels, the model takes {len(prepare.channels)}.",
             hint="Give one file per channel, in the card's order.",
         )
-    work = prepare.grid_over(volume.grid)
+    sized = isinstance(prepare, Sized)
+    work = prepare.grid_around(volume.grid, numbers) if sized else prepare.grid_over(volume.grid)
     image = move(
         volume.array, volume.grid, work, order=prepare.order, antialias=prepare.antialias, outside=None
     )
@@ -184,7 +186,12 @@ def _spots(labels: NDArray[np.unsignedinteger[Any]], count: int) -> dict[int, ND
 
 def _fingerprint(case: Case, prepare: Prepare) -> str:
     said: list[Any] = [[_stamp(p) for p in case.images], prepare.code, prepare.spacing_mm]
-    return _digest([*said, prepare.order, prepare.antialias, prepare.foreground])
+    said += [prepare.order, prepare.antialias, prepare.foreground]
+    if isinstance(prepare, Sized):
+        said += [prepare.size_kji, prepare.around_mm, prepare.reach_mm]
+        # A box around labels depends on them.
+        said += [] if prepare.around_mm is None else [_stamp(case.labels), sorted(case.mapping.items())]
+    return _digest(said)
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:

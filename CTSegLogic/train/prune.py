@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from CTSegLogic.train.curriculum import Curriculum, Moded
-from CTSegLogic.train.schedule import Schedule, Trained, trimmed_mean
+from CTSegLogic.train.schedule import Schedule, Stepped, Trained, trimmed_mean
 from CTSegLogic.values.errors import TaskInvalid, Unteachable
 from CTSegLogic.values.structures import suggest
 from CTSegLogic.values.task import Task
@@ -112,7 +112,9 @@ def schedule_of(task: Task, learner: Any, parameters: Sequence[Any]) -> Schedule
     """
     how = prune_of(task)
     if how is None:
-        return Curriculum(task, learner) if isinstance(learner, Moded) else Schedule(task)
+        if isinstance(learner, Moded):
+            return Curriculum(task, learner)
+        return Stepped(task) if task.teach.get("schedule") == "steps" else Schedule(task)
     if not isinstance(learner, Prunable):
         raise Unteachable(
             seen="This model's heads cannot be pruned.", hint="Leave `prune` out, or train a CL-Net head."

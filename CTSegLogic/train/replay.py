@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from CTSegLogic.train.boxes import BoxSource
 from CTSegLogic.train.data import PatchBatch, PatchSource
 from CTSegLogic.train.ranks import Ranks
 from CTSegLogic.values.card import Prepare
+from CTSegLogic.values.sized import Sized
 from CTSegLogic.values.task import Task
 
 _STREAM = 77  # keeps this draw apart from those of patches
@@ -33,6 +35,8 @@ class Rehearsed(PatchSource):
 
 def patch_source(task: Task, prepare: Prepare, folder: Path, ranks: Ranks | None = None) -> PatchSource:
     """The batches of a task, with replay where it asks for that."""
+    if isinstance(prepare, Sized):
+        return BoxSource(task, prepare, folder, ranks)
     kind = Rehearsed if task.rehearse else PatchSource
     return kind(task, prepare, folder, ranks)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from CTSegLogic.values.task import Task
 
+_FALLS = ((0.66, 1.0), (0.86, 0.1), (float("inf"), 0.05))  # up to which share of the epochs, which factor
 _POWER = 0.9  # of the polynomial decay, nnU-Net's figure
 
 
@@ -98,6 +99,19 @@ class Schedule:
     def _place(self, epoch: int) -> float:
         """Where in the planned training an epoch stands."""
         return epoch
+
+
+class Stepped(Schedule):
+    """A training whose learning rate stays, falls to a tenth at 66 % of the epochs and to a twentieth at 86 %
+    (EfficientSegmentation), after the task's warm-up."""
+
+    def lr(self, epoch: int, step: int) -> float:
+        """Learning rate of a step."""
+        done = epoch / max(self.planned, 1)
+        warm = self.task.warmup * self.task.epochs if 0 < self.task.warmup < 1 else self.task.warmup
+        at = epoch + step / self.task.steps
+        rising = max(at, 1.0 / self.task.steps) / warm if at < warm else 1.0
+        return float(self.task.lr * min(rising, 1.0) * next(f for until, f in _FALLS if done < until))
 
 
 def trimmed_mean(dice: Sequence[float] | NDArray[Any], percentiles: tuple[float, float]) -> float:

@@ -24,6 +24,7 @@ _SCHEMES = (
     "https://",
     "package:",
     "file:",
+    "given:",
     "http://127.0.0.1:",
     "http://localhost:",
 )  # http only on this computer
@@ -112,7 +113,8 @@ class FileSpec:
     """One file of a model.
 
     Attributes:
-        url: https://..., or package:PATH for a file shipped in `Resources/`, or file:NAME beside the card.
+        url: https://..., or package:PATH for a file shipped in `Resources/`, or file:NAME beside the card, or
+            given:NAME for one that nobody offers for download: it is installed from a file at hand.
         bytes: its size; None when the publisher's file was never seen.
         sha256: its checksum in hex; None when never seen: recorded at first install and checked from then on.
     """

@@ -186,6 +186,14 @@ class Grid:
         shape = [max(1, round((n - 1) / s + 1)) for n, s in zip(self.shape, scale.tolist(), strict=True)]
         return Grid(shape=_triple(shape), affine=self.affine @ np.diag([*scale.tolist(), 1.0]))
 
+    def resized(self, shape: Sequence[int]) -> Grid:
+        """The grid over the same stretch with another number of voxels (k, j, i): the centres of the first
+        and the last voxel stay (what others call align_corners); one lone voxel keeps its spacing."""
+        scale = [
+            (n - 1) / (m - 1) if n > 1 and m > 1 else 1.0 for n, m in zip(self.shape, shape, strict=True)
+        ]
+        return Grid(shape=_triple(shape), affine=self.affine @ np.diag([*scale, 1.0]))
+
     def cropped(self, box: Box) -> Grid:
         """The part of the grid in the box, which may reach outside (that pads)."""
         shift = np.eye(4)

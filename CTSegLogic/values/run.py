@@ -160,7 +160,8 @@ class Request:
         roi: only this part of the scan is looked at; None looks at all of it.
         overrides: what is set against the model's card; None leaves what the session's run has.
         before: a mask (k, j, i) on the scan's grid that the clicks of `Points` correct, or None.
-        refine: a model that draws the structures it knows once more, from what the first one found.
+        locate: a model that finds where to look first; others look only there (app/staged.py).
+        refine: a model that draws again what was found.
     """
 
     prompt: Prompt = field(default_factory=Everything)
@@ -169,4 +170,5 @@ class Request:
     roi: Grid | None = None
     overrides: Overrides | None = None
     before: NDArray[np.bool_] | None = field(default=None, compare=False)
+    locate: str | None = None
     refine: str | None = None

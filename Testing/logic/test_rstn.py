@@ -21,8 +21,9 @@ from CTSegLogic.systems.rstn.model import mask_of, placed
 from CTSegLogic.systems.rstn.rounds import Sight
 from CTSegLogic.systems.rstn.settings import Settings, planes_of
 from CTSegLogic.systems.rstn.slices import Votes, cut, paste, triples, widened
-from CTSegLogic.values.errors import CardInvalid, PromptUnknown, SettingInvalid
+from CTSegLogic.values.errors import CardInvalid, SettingInvalid
 from CTSegLogic.values.grid import Box, Grid
+from CTSegLogic.values.prediction import prediction_of
 from CTSegLogic.values.prompt import Classes
 from CTSegLogic.values.run import Overrides, Request, Run
 
@@ -261,13 +262,13 @@ def test_what_the_coarse_network_misses_is_absent_and_says_so(tmp_path):
     assert entry.warnings == ("Not found: The coarse network found nothing.",)
 
 
-def test_another_models_mask_is_refined_and_the_rest_stays(tmp_path, monkeypatch):
+def test_another_models_mask_is_refined(tmp_path):
     system = bright_system(tmp_path / "m")
     volume = phantoms.ct_of(phantoms.tilted_grid(), (BRIGHT,), body_mm=500)
-    session = Session(CPU)
-    monkeypatch.setattr(session, "load", lambda card: system)
     rough = phantoms.inside(replace(BRIGHT, radius_mm=9), volume.grid)
-    again = system.refine(volume, {"liver": rough}, CPU)
+    liver = system.card.named(("liver",))[0]
+    first = prediction_of([(rough.astype(np.uint8), {1: liver})], volume.grid)
+    again = system.refined(volume, first, asked(system), CPU)
     assert again.entry("liver").ml > rough.sum() * volume.grid.voxel_ml * 1.5
     truth = phantoms.inside(BRIGHT, volume.grid)
     mask = again.mask("liver")
@@ -286,8 +287,18 @@ def test_a_request_may_name_a_second_model(tmp_path, a_tiny_card):
     assert [e.structure.key for e in found.entries] == ["kidney_left", "liver"]
     assert [c["name"] for c in found.origin.cards] == ["tiny", "rstn-tiny"]
     assert "rounds liver" in found.origin.options
-    with pytest.raises(PromptUnknown, match="none of these is asked for"):
-        Session(CPU).segment(volume, replace(request, prompt=Classes(("kidney_left",))))
+
+
+def test_the_coarse_network_locates_for_any_other_model(tmp_path):
+    system = bright_system(tmp_path / "m")
+    volume = phantoms.ct_of(phantoms.tilted_grid(), (BRIGHT,), body_mm=500)
+    region = system.locate(volume, CPU)
+    truth = Box.around(phantoms.inside(BRIGHT, volume.grid))
+    assert all(a <= b for a, b in zip(region.box.start_kji, truth.start_kji, strict=True))
+    assert all(a >= b for a, b in zip(region.box.stop_kji, truth.stop_kji, strict=True))
+    nothing = system.locate(phantoms.ct_of(phantoms.tilted_grid(), ()), CPU)
+    assert not nothing.found
+    assert nothing.why == "The coarse network of rstn-tiny found nothing."
 
 
 def test_a_worker_is_told_of_the_second_model_and_the_planes(tmp_path, an_axial_ct):

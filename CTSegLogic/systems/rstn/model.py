@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from CTSegLogic.engine.device import pick_device
 from CTSegLogic.engine.origin import Stages
 from CTSegLogic.engine.resample import network_input
-from CTSegLogic.engine.stages import Region, box_of
+from CTSegLogic.engine.stages import MARGIN_MM, Region, box_of, region_of
 from CTSegLogic.files.weights import ensure, file_sha256
 from CTSegLogic.nets.rstn import PLANES, RstnNet, plan_from
 from CTSegLogic.systems.rstn.fusion import threshold
@@ -88,7 +88,7 @@ class Rstn:
         clock.mark("prepare")
         for n, (head, wanted) in enumerate(ask.heads):
             run.progress(n / len(ask.heads), "coarse")
-            located = self.locate(head, image, work, run)
+            located = self.located(head, image, work, run)
             clock.mark("coarse")
             for structure in wanted:
                 run.progress((n + 0.5) / len(ask.heads), "rounds")
@@ -98,24 +98,38 @@ class Rstn:
             clock.mark("rounds")
         return self._predicted(found, volume.grid, ask.phrase, run, clock)
 
-    def refine(self, volume: Volume, masks: Mapping[str, NDArray[np.bool_]], run: Run) -> Prediction:
-        """Structures of this card drawn again on the volume's grid, from masks (k, j, i) on it; an empty mask
-        is not found."""
+    def refined(self, volume: Volume, first: Prediction, ask: Ask, run: Run) -> Prediction:
+        """The asked structures drawn again, on the volume's grid, in rounds from what `first` found."""
         clock = Stages()
         image, work = self.prepared(volume, run)
         clock.mark("prepare")
-        found = []
-        for head in self.card.heads:
+        found: list[Found] = []
+        for head, wanted in ask.heads:
             sight = self.sight(head, image, work, run)
-            for organ, key in enumerate(head.structures):
-                if key in masks:
-                    run.progress(len(found) / len(masks), "rounds")
-                    first = self.given(sight, volume.grid, masks[key], "The model before")
-                    found.append((self.card.vocabulary.need(key), sight.follow(first, organ)))
+            for structure in wanted:
+                run.progress(len(found) / len(ask.structures), "rounds")
+                start = self.given(sight, volume.grid, first.mask(structure.key), "The model before")
+                found.append((structure, sight.follow(start, head.structures.index(structure.key))))
         clock.mark("rounds")
-        return self._predicted(found, volume.grid, ", ".join(masks), run, clock)
+        return self._predicted(found, volume.grid, ask.phrase, run, clock)
 
-    def locate(self, head: Head, image: torch.Tensor, work: Grid, run: Run) -> Located:
+    def locate(self, volume: Volume, run: Run, keys: Sequence[str] = ()) -> Region:
+        """The box around what the coarse network finds of those structures, or of all; empty with the
+        reason."""
+        image, work = self.prepared(volume, run)
+        mask = np.zeros(volume.grid.shape, bool)
+        for head in self.card.heads:
+            wanted = [key for key in head.structures if key in keys or not keys]
+            located = self.located(head, image, work, run) if wanted else None
+            for key in wanted:
+                assert located is not None
+                region = located.sight.first(located.coarse, head.structures.index(key))
+                level = threshold(self.settings.first, len(located.coarse))
+                mask |= mask_of(placed(region, volume.grid, level, smooth=False), volume.grid)
+        why = f"The coarse network of {self.card.name}"
+        return region_of(mask, volume.grid, MARGIN_MM, why, f"{why} found nothing.")
+
+    def located(self, head: Head, image: torch.Tensor, work: Grid, run: Run) -> Located:
         """A head's networks over a prepared scan, and their coarse answer."""
         sight = self.sight(head, image, work, run)
         return Located(head=head, sight=sight, coarse=sight.coarse())
