@@ -91,3 +91,37 @@ def an_efficient_model(folder: Path, *, fine: bool = True) -> Card:
     )
     (folder / "card.json").write_text(card.to_json(), encoding="utf-8")
     return card
+
+
+def an_rstn_model(folder: Path) -> Card:
+    """An RSTN of the smallest width with random weights, one structure, all planes in one network."""
+    import torch
+
+    from CTSegLogic.files.weights import file_spec
+    from CTSegLogic.nets.rstn import RstnNet, plan_from
+    from CTSegLogic.systems.tensors import write_tensors
+
+    torch.manual_seed(0)
+    folder.mkdir(exist_ok=True)
+    network = {"width": 2, "halvings": 2, "margin_mm": 8, "multiple": 8}
+    write_tensors(RstnNet(plan_from(network, 1)), folder / "organ.safetensors", half=False)
+    card = Card(
+        name="rstn-tiny",
+        version="1.0",
+        title="a tiny RSTN",
+        system="rstn",
+        modality=("CT",),
+        heads=(Head(name="organ", structures=("liver",), file="organ", activation="sigmoid"),),
+        prepare=Prepare(
+            code="LPS",
+            spacing_mm=(4.0, 4.0, 4.0),
+            patch_kji=(24, 24, 24),
+            intensity=Intensity(kind="range", clip=(20.0, 120.0)),
+        ),
+        files={"organ": file_spec(folder / "organ.safetensors")},
+        license=License(name="Apache-2.0"),
+        network=network,
+        folder=folder,
+    )
+    (folder / "card.json").write_text(card.to_json(), encoding="utf-8")
+    return card

@@ -54,6 +54,7 @@ def overrides_of(options: argparse.Namespace) -> Overrides:
         per_head=getattr(options, "per_head", None),
         host_mm=options.host_mm,
         body_part=options.body_part,
+        planes=getattr(options, "planes", None),
     )
 
 

@@ -22,6 +22,7 @@ from CTSegLogic.app.asked import overrides_of
 from CTSegLogic.app.batch import add_batch, batch
 from CTSegLogic.app.importing import add_import, import_
 from CTSegLogic.app.lessons import add_lessons
+from CTSegLogic.app.rounds import add_rounds
 from CTSegLogic.values.errors import Cancelled, CTSegError
 from CTSegLogic.values.presets import PRESETS
 from CTSegLogic.values.run import Run
@@ -196,6 +197,7 @@ def _tiles(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--keep-features-gib", type=float, default=20.0, metavar="GIB", help="most that DIR may hold"
     )
+    p.add_argument("--planes", metavar="X|Y|Z|A", help="rstn: from where it looks (default: its card's)")
     p.add_argument("--no-merge", action="store_true", help="keep every head's own answer where heads meet")
     p.add_argument(
         "--host-mm", type=float, metavar="MM", help="drop lesions further than this from their organ"
@@ -292,6 +294,7 @@ def _evaluate(sub: Any) -> None:
         action="store_true",
         help="PRED is a trained sequence of tasks, TRUTH the folder of their data sets",
     )
+    add_rounds(p)
     p.add_argument("--overwrite", action="store_true", help="replace files that exist")
     p.add_argument("--quality", choices=("fast", "balanced", "best"), default="balanced")
     _runtime(p)

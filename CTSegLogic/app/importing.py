@@ -32,9 +32,9 @@ def add_import(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--as",
         dest="kind",
-        choices=("clnet", "efficient", "gcis", "nnunet"),
+        choices=("clnet", "efficient", "gcis", "nnunet", "rstn"),
         required=True,
-        help="nnU-Net v1 is clnet, v2 is nnunet; efficient: EfficientSegmentation",
+        help="nnU-Net v1 is clnet, v2 is nnunet; efficient: EfficientSegmentation; rstn: files X, Y, Z",
     )
     p.add_argument("-o", "--output", type=Path, required=True, metavar="CARD_DIR", help="the model's folder")
     p.add_argument("--name", metavar="CARD", help="what the model is called (default: its data set)")
@@ -116,6 +116,10 @@ def _imported(options: argparse.Namespace, scratch: Path) -> Card:
         return clnet_card(checkpoint, plans, scratch / "card", wishes, task)
     if options.kind == "gcis":
         return _gcis(options, scratch / "card", wishes)
+    if options.kind == "rstn":
+        from CTSegLogic.systems.rstn.importing import card_of as rstn_card
+
+        return rstn_card(source, scratch / "card", wishes)
     if options.kind == "efficient":
         from CTSegLogic.systems.efficient.importing import card_of as efficient_card
 

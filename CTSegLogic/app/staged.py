@@ -142,6 +142,8 @@ def _refined(models: Models, volume: Volume, first: Prediction, request: Request
     kept = replace(first, entries=tuple(e for e in first.entries if e.structure.key not in better))
     new = replace(again, entries=tuple(e for e in again.entries if e.structure.key in better))
     merged = merge([kept, new])
+    told = {k: v for k, v in again.origin.options.items() if k == "planes" or k.startswith("rounds ")}
+    merged = replace(merged, origin=replace(merged.origin, options={**merged.origin.options, **told}))
     order = [e.structure.key for e in first.entries]
     entries = tuple(sorted(merged.entries, key=lambda e: order.index(e.structure.key)))
     return _noted(replace(merged, entries=entries), tuple(said), None)

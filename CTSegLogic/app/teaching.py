@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from CTSegLogic.app.lessons import arguments, check, grower
 from CTSegLogic.app.outputs import refuse_trouble, say
+from CTSegLogic.app.rounds import rounds
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.weights import find_card, publish
 from CTSegLogic.values.card import Card
@@ -33,6 +34,9 @@ def evaluate(options: argparse.Namespace, run: Run) -> None:
 
     if options.continual:
         _continual(options, run)
+        return
+    if options.rounds:
+        rounds(options, run, _mapping(options.mapping))
         return
     if options.tolerance < 0:
         raise PromptUnknown(

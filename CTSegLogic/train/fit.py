@@ -72,6 +72,7 @@ def fit(
     schedule, epoch = state.schedule, first
     while schedule.more(epoch):
         began, losses = time.monotonic(), []
+        schedule.begin(epoch)
         for step, batch in enumerate(source.epoch(epoch)):
             run.check()
             losses.append(state.step(epoch, step, batch, run))

@@ -9,6 +9,7 @@ A task file is JSON:
 folder in nnU-Net's or FLARE's layout or a MONAI data list (.json) whose files start from `dataset_dir`.
 `mapping` is the name of a shipped one, {"1": "liver"}, or MONAI's {"default": [[1, 3], ...]} with the
 model's label numbers.
+`fold_rule` "contiguous" deals cases to folds in blocks, as RSTN does, instead of in turn.
 `name` is what the grown model shall be called. `unlabelled` is a folder of scans, or several, from which a
 narrow decoder learns without labels.
 `replay` is {"tasks": [older task files], "cases": 5 of each, "share": 0.5 of the steps}; see systems/clnet.
@@ -30,7 +31,7 @@ from CTSegLogic.systems import open_system
 from CTSegLogic.train.ensemble import folds_of, over_folds
 from CTSegLogic.train.fit import fit
 from CTSegLogic.train.flare import is_flare, read_flare
-from CTSegLogic.train.importers import read_datalist, read_nnunet, read_unlabelled
+from CTSegLogic.train.importers import contiguous_folds, read_datalist, read_nnunet, read_unlabelled
 from CTSegLogic.train.ranks import Ranks, joined
 from CTSegLogic.train.replay import rehearsal
 from CTSegLogic.train.spans import with_span
@@ -43,7 +44,7 @@ from CTSegLogic.values.task import Case, Task
 
 _OWN = {"card", "new", "name", "head", "dataset", "dataset_dir", "mapping", "folds", "comment"}
 _TASK = {f.name for f in fields(Task)} - {"head", "cases", "structures", "rehearse", "rehearse_share"}
-_OWN |= {"replay", "unlabelled"}
+_OWN |= {"replay", "unlabelled", "fold_rule"}
 _REPLAY = {"tasks", "cases", "share"}
 _REPLAYED = 5  # cases kept of each older task
 
@@ -246,7 +247,12 @@ def _cases_of(table: Mapping[str, Any], card: Card, data: Path, named: str, mapp
     if is_flare(dataset):
         return read_flare(dataset, folds=int(table.get("folds", 5)), mapping=names)
     if dataset.suffix != ".json":
-        return read_nnunet(dataset, folds=int(table.get("folds", 5)), mapping=names)
+        folds = int(table.get("folds", 5))
+        cases = read_nnunet(dataset, folds=folds, mapping=names)
+        if table.get("fold_rule") != "contiguous":
+            return cases
+        dealt = zip(cases, contiguous_folds(len(cases), folds), strict=True)
+        return [replace(case, fold=fold) for case, fold in dealt]
     # Without a mapping each entry's prompt says what is drawn.
     return read_datalist(dataset, data / str(table.get("dataset_dir", dataset.parent)), names)
 

@@ -204,3 +204,23 @@ def _table(path: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise TaskInvalid(seen=f"{path} is not one JSON object.", hint="Mend the file.")
     return table
+
+
+def contiguous_folds(count: int, folds: int) -> tuple[int, ...]:
+    """The fold of each of so many cases in order: blocks of equal size, of which the last ones take one more
+    where the cases do not divide evenly (RSTN, as published).
+
+    >>> [contiguous_folds(82, 4).count(fold) for fold in range(4)]
+    [20, 20, 21, 21]
+
+    Raises:
+        TaskInvalid: there are more folds than cases, or none.
+    """
+    if not 1 <= folds <= count:
+        raise TaskInvalid(
+            seen=f"{count} cases make no {folds} folds.",
+            hint="Choose at least one fold, at most one per case.",
+        )
+    size, more = divmod(count, folds)
+    sizes = [size + (fold >= folds - more) for fold in range(folds)]
+    return tuple(fold for fold, n in enumerate(sizes) for _ in range(n))

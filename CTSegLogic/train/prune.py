@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from CTSegLogic.train.curriculum import Curriculum, Moded
 from CTSegLogic.train.schedule import Schedule, Stepped, Trained, trimmed_mean
 from CTSegLogic.values.errors import TaskInvalid, Unteachable
 from CTSegLogic.values.structures import suggest
@@ -111,6 +112,8 @@ def schedule_of(task: Task, learner: Any, parameters: Sequence[Any]) -> Schedule
     """
     how = prune_of(task)
     if how is None:
+        if isinstance(learner, Moded):
+            return Curriculum(task, learner)
         return Stepped(task) if task.teach.get("schedule") == "steps" else Schedule(task)
     if not isinstance(learner, Prunable):
         raise Unteachable(

@@ -1,6 +1,7 @@
 """What a training does when: learning rate, begin of the average of weights, validations, its end.
 
     fit asks of an epoch       more(), named(), lr(), averaged_steps(), judges()
+    fit tells before an epoch  begin()
     fit tells within a step    on_gradients(), on_weights()
     fit tells after an epoch   end(), with what the validation found
 
@@ -70,6 +71,9 @@ class Schedule:
     def judges(self, epoch: int) -> bool:
         """Whether the epoch ends with a validation."""
         return (epoch + 1) % self.task.validate_every == 0 or not self.more(epoch + 1)
+
+    def begin(self, epoch: int) -> None:
+        """Takes note of an epoch that begins."""
 
     def on_gradients(self, state: Trained) -> None:
         """Changes gradients before they are clipped."""

@@ -48,6 +48,7 @@ class Overrides:
         per_head: a folder into which every head's own label map is written as well (clnet).
         host_mm: lesions further than this from the organ they belong to are taken away; None keeps them.
         body_part: whether heads are left out, and look only, where a CT's place in the body says so.
+        planes: "X", "Y", "Z", some of them or "A" for all: from where an RSTN looks at a scan.
     """
 
     window: tuple[int, int, int] | None = None
@@ -60,6 +61,7 @@ class Overrides:
     per_head: Path | None = None
     host_mm: float | None = None
     body_part: bool = True
+    planes: str | None = None
 
     def __post_init__(self) -> None:
         for broken, seen, hint in (
