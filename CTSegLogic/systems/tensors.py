@@ -170,8 +170,8 @@ def read_checkpoint(path: Path, held: IO[bytes] | None = None) -> Any:
     try:
         mapped = held is None and zipfile.is_zipfile(path)
         with torch.serialization.safe_globals(_numbers()), warnings.catch_warnings():
-            # torch warns of a pickle's version before it refuses what the pickle asks for.
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            # torch warns of a file's protocol before it refuses what the file asks for.
+            warnings.filterwarnings("ignore", message="Detected .* protocol")
             return torch.load(held or path, map_location="cpu", weights_only=True, mmap=mapped)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError, AttributeError) as error:
         what = (str(error).strip() or type(error).__name__).splitlines()[0]
