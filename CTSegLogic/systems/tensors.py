@@ -181,6 +181,21 @@ def read_checkpoint(path: Path, held: IO[bytes] | None = None) -> Any:
         ) from error
 
 
+def plain_table(table: Any, wrappers: Sequence[str], what: str, hint: str) -> dict[str, Tensor]:
+    """The tensors of what a file held, out of the first of the `wrappers` it has.
+
+    Raises:
+        WeightsMismatch: it is no table of tensors; `what` names the file.
+    """
+    for key in wrappers:
+        if isinstance(table, Mapping) and isinstance(table.get(key), Mapping):
+            table = table[key]
+            break
+    if not isinstance(table, Mapping) or not all(isinstance(t, Tensor) for t in table.values()):
+        raise WeightsMismatch(seen=f"{what} holds no table of tensors.", hint=hint)
+    return {str(name): tensor for name, tensor in table.items()}
+
+
 def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors without what training on several devices or compiling put before their names."""
     return {_WRAPPED.sub(r"\1", name): tensor for name, tensor in tensors.items()}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from CTSegLogic.values.errors import TaskInvalid
+from CTSegLogic.values.structures import suggest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,3 +131,12 @@ class Task:
     def validation(self) -> tuple[Case, ...]:
         """The cases kept aside to choose on."""
         return tuple(case for case in self.cases if case.fold == self.validation_fold)
+
+
+def only_known(table: Iterable[str], known: Iterable[str], what: str = "teach") -> None:
+    """Raises TaskInvalid for a key of a task's table that nothing reads, with the nearest that something
+    does."""
+    known = list(known)
+    for key in table:
+        if key not in known:
+            raise TaskInvalid(seen=f"{what} has an unknown key {key!r}.", hint=suggest(key, known))

@@ -14,9 +14,8 @@ from CTSegLogic.nets.clnet import SUPPORTED
 from CTSegLogic.systems.clnet.model import supports_of
 from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.errors import CardInvalid, TaskInvalid, Unteachable
-from CTSegLogic.values.structures import suggest
 from CTSegLogic.values.supports import support_order
-from CTSegLogic.values.task import Task
+from CTSegLogic.values.task import Task, only_known
 
 METHODS = ("frozen", "lora", "replay", "naive")
 FREE = ("replay", "naive")  # the encoder moves
@@ -31,9 +30,7 @@ def method_of(task: Task, card: Card) -> str:
         Unteachable: other heads would change.
     """
     method = str(task.teach.get("method", "frozen"))
-    for key in task.teach:
-        if key not in _TEACH:
-            raise TaskInvalid(seen=f"`teach` has an unknown key {key!r}.", hint=suggest(key, _TEACH))
+    only_known(task.teach, _TEACH)
     if method not in METHODS:
         raise TaskInvalid(
             seen=f"There is no way of learning {method!r}.", hint=f"Choose one of {', '.join(METHODS)}."

@@ -26,8 +26,7 @@ from CTSegLogic.nets.clnet import DecoderPlan
 from CTSegLogic.systems.clnet.learn import ClNetLearner
 from CTSegLogic.systems.clnet.model import Model
 from CTSegLogic.values.errors import TaskInvalid
-from CTSegLogic.values.structures import suggest
-from CTSegLogic.values.task import Batch, Task
+from CTSegLogic.values.task import Batch, Task, only_known
 
 _NUMBERS = {f.name for f in fields(DecoderPlan)} - {"outputs"}
 _OWN = {"from", "soft", "temperature"}
@@ -79,9 +78,7 @@ def _checked(task: Task) -> dict[str, Any]:
         TaskInvalid: a key is unknown or missing, or the encoder would move.
     """
     given = dict(task.teach["narrow"])
-    for key in given:
-        if key not in _OWN | _NUMBERS:
-            raise TaskInvalid(seen=f"narrow has an unknown key {key!r}.", hint=suggest(key, _OWN | _NUMBERS))
+    only_known(given, _OWN | _NUMBERS, "narrow")
     for broken, seen in (
         ("from" not in given or "base" not in given, "it needs `from` (a head) and `base` (channels)"),
         (task.train_encoder, "the wide decoder needs the encoder as it is: train_encoder must be false"),

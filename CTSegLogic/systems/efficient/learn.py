@@ -44,8 +44,7 @@ from CTSegLogic.values.errors import TaskInvalid, Unteachable
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.sized import Sized
-from CTSegLogic.values.structures import suggest
-from CTSegLogic.values.task import Batch, Task
+from CTSegLogic.values.task import Batch, Task, only_known
 
 LOSSES = ("dice", "focal", "bce", "topk")
 _STAGE = ("channels", "least_mm3")
@@ -84,9 +83,7 @@ def tuning_of(task: Task, plan: Plan) -> Tuning:
         TaskInvalid: one is unknown or makes no sense.
     """
     teach = dict(task.teach)
-    for key in teach:
-        if key not in _KEYS:
-            raise TaskInvalid(seen=f"teach has an unknown key {key!r}.", hint=suggest(key, _KEYS))
+    only_known(teach, _KEYS)
     name, loss = teach.get("stage"), teach.get("loss", "focal")
     shares = teach.get("topk", 0.3)
     shares = [shares] * len(task.structures) if isinstance(shares, int | float) else list(shares)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from CTSegLogic.nets.blocks_swin import relative_places
 from CTSegLogic.nets.gcis import shape_of
-from CTSegLogic.systems.tensors import read_checkpoint
+from CTSegLogic.systems.tensors import plain_table, read_checkpoint
 from CTSegLogic.values.errors import WeightsMismatch
 
 _WRAPPERS = ("state_dict", "model", "network")
@@ -103,15 +103,8 @@ def own_names(table: Any, what: str) -> dict[str, Tensor]:
     Raises:
         WeightsMismatch: it holds no table of tensors.
     """
-    for key in _WRAPPERS:
-        if isinstance(table, Mapping) and isinstance(table.get(key), Mapping):
-            table = table[key]
-            break
-    if not isinstance(table, Mapping) or not all(isinstance(t, Tensor) for t in table.values()):
-        raise WeightsMismatch(
-            seen=f"{what} holds no table of tensors.", hint="Give a checkpoint of a network."
-        )
-    return {_todays(str(name)): tensor for name, tensor in table.items()}
+    tensors = plain_table(table, _WRAPPERS, what, "Give a checkpoint of a network.")
+    return {_todays(name): tensor for name, tensor in tensors.items()}
 
 
 def read_published(path: Path) -> Any:

@@ -8,8 +8,7 @@ from typing import Literal, get_args
 
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.run import Precision
-from CTSegLogic.values.structures import suggest
-from CTSegLogic.values.task import Task
+from CTSegLogic.values.task import Task, only_known
 
 _TRAINS = ("all", "paths", "rest", "single")
 _FREEZE = ("", "none", "swin", "encoder")
@@ -65,9 +64,7 @@ def tuning_of(task: Task) -> Tuning:
         TaskInvalid: a setting is unknown or contradicts another.
     """
     known = [f.name for f in fields(Tuning)]
-    for key in task.teach:
-        if key not in known:
-            raise TaskInvalid(seen=f"teach has an unknown key {key!r}.", hint=suggest(key, known))
+    only_known(task.teach, known)
     tuning = Tuning(**task.teach)
     strange = [key for key in tuning.phrases if key not in task.structures]
     for broken, seen in (

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from CTSegLogic.values.errors import TaskInvalid
-from CTSegLogic.values.structures import suggest
-from CTSegLogic.values.task import Task
+from CTSegLogic.values.task import Task, only_known
 
 CURRICULUM = (("S", 2), ("I", 6), ("J", 8))  # as published
 
@@ -95,9 +94,7 @@ def tuning_of(task: Task) -> Tuning:
         TaskInvalid: a setting is unknown or impossible.
     """
     known = [f.name for f in fields(Tuning)]
-    for key in task.teach:
-        if key not in known:
-            raise TaskInvalid(seen=f"teach has an unknown key {key!r}.", hint=suggest(key, known))
+    only_known(task.teach, known)
     tuning = Tuning(**task.teach)
     try:
         own = {name: Mode(**switches) for name, switches in tuning.modes.items()}

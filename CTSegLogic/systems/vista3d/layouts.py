@@ -8,12 +8,11 @@ fine-tuned                  inside {"model": ...} or {"state_dict": ...}, perhap
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from CTSegLogic.values.errors import WeightsMismatch
+from CTSegLogic.systems.tensors import plain_table
 
 _WRAPPERS = ("model", "state_dict", "network")
 _PREFIXES = ("module.", "network.")
@@ -32,16 +31,9 @@ def own_names(table: Any, what: str) -> dict[str, Tensor]:
     Raises:
         WeightsMismatch: it is no table of tensors.
     """
-    for key in _WRAPPERS:
-        if isinstance(table, Mapping) and isinstance(table.get(key), Mapping):
-            table = table[key]
-            break
-    if not isinstance(table, Mapping) or not all(isinstance(t, Tensor) for t in table.values()):
-        raise WeightsMismatch(
-            seen=f"{what} holds no table of tensors.", hint="Give a checkpoint of VISTA3D or NV-Segment-CTMR."
-        )
+    tensors = plain_table(table, _WRAPPERS, what, "Give a checkpoint of VISTA3D or NV-Segment-CTMR.")
     named = {}
-    for published, tensor in table.items():
+    for published, tensor in tensors.items():
         name = _todays(published)
         if not name.startswith(_UNUSED):
             named[name] = tensor

@@ -11,8 +11,7 @@ from CTSegLogic.nets.vista3d import ROWS as INDICES
 from CTSegLogic.systems.vista3d.family import DECODER, ENCODER, MAPPING, MLP, POINTS
 from CTSegLogic.values.card import Card, card_from
 from CTSegLogic.values.errors import TaskInvalid
-from CTSegLogic.values.structures import suggest
-from CTSegLogic.values.task import Task
+from CTSegLogic.values.task import Task, only_known
 
 _FIRST_FREE = 133  # indices from here on belong to no class of the published point head
 _BRANCHES = {"row": (), "head": (MAPPING,), "decoder": (MAPPING, DECODER)}
@@ -63,9 +62,7 @@ def tuning_of(task: Task) -> Tuning:
         TaskInvalid: a setting is unknown or contradicts another.
     """
     known = [f.name for f in fields(Tuning)]
-    for key in task.teach:
-        if key not in known:
-            raise TaskInvalid(seen=f"teach has an unknown key {key!r}.", hint=suggest(key, known))
+    only_known(task.teach, known)
     tuning = Tuning(**task.teach)
     for broken, seen in (
         (tuning.preset not in ("new class", *_PRESETS), f"there is no preset {tuning.preset!r}"),
