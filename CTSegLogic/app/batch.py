@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from CTSegLogic.app.asked import refuse_lone
+from CTSegLogic.app.asked import overrides_of, refuse_lone
 from CTSegLogic.app.crew import Crew, Processes, runs_for, share_threads
 from CTSegLogic.app.ledger import TABLES, Amount, Ledger, Row, counted, locked
 from CTSegLogic.app.outputs import say
@@ -24,7 +24,7 @@ from CTSegLogic.app.scans import Scan, find_scans, output_of, refuse_collisions
 from CTSegLogic.app.segmenting import Asked, asked_of
 from CTSegLogic.files.atomic import clear_scratch, refused
 from CTSegLogic.files.segfile import outputs_of
-from CTSegLogic.files.weights import file_sha256
+from CTSegLogic.files.weights import file_sha256, find_card
 from CTSegLogic.train.record import Clock
 from CTSegLogic.values.errors import Cancelled, OutputRefused
 from CTSegLogic.values.run import Run
@@ -184,7 +184,8 @@ def fingerprint(asked: Asked, options: argparse.Namespace) -> str:
     parts = [
         [[card.to_json(), [s.key for s in ask.structures]] for card, ask in asked.plan],
         [asked.modality, options.quality, options.precision, options.suffix, options.naming],
-        [options.window, options.overlap, options.blend, options.backend, options.body_part],
+        [str(item) for item in sorted(overrides_of(options).deciding().items())],
+        [options.backend, *(find_card(n).to_json() for n in (options.locate, options.refine) if n)],
     ]
     if options.template is not None:
         parts.append([file_sha256(options.template), options.skull_strip])

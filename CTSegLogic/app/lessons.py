@@ -17,6 +17,8 @@ from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.presets import PRESETS
 from CTSegLogic.values.run import Run
 
+CHOICES = ("encoder", "preset", "folds", "cache")  # options that only some kinds of files take
+
 
 def add_lessons(p: argparse.ArgumentParser) -> None:
     """Adds the options of `ctseg train` that say how a file is read."""
@@ -39,8 +41,15 @@ def add_lessons(p: argparse.ArgumentParser) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Prints what a task file would train; nothing is run or written."""
-    from CTSegLogic.train.grow import read_task
+    from CTSegLogic.train.grow import read_table, read_task
+    from CTSegLogic.train.sequence import is_sequence, methods_of, steps_of
 
+    if is_sequence(options.task):
+        table = read_table(options.task)
+        for n, step in enumerate(steps_of(table, options.task.parent), start=1):
+            sys.stdout.write(f"{n}. {step['head']}: data set {step['dataset']}, {step['epochs']} epochs\n")
+        sys.stdout.write(f"by {', '.join(methods_of(table))}\n")
+        return
     if not is_clnet(options.task):
         table = read_task(options.task, options.preset)
         model = table.get("card") or f"the new model {table['new'].get('name', '')}"

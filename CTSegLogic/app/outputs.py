@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from CTSegLogic.files.segfile import outputs_of
-from CTSegLogic.values.errors import OutputRefused
+from CTSegLogic.values.errors import OutputRefused, SettingInvalid
 
 STRIPPED, CORRECTED, PLACED = "stripped.nii.gz", "corrected.nii.gz", "in-template.nii.gz"
 LABELS, TRANSFORM = "labels-in-template.nii.gz", "to-template.tfm"
@@ -25,6 +26,14 @@ def stage_files(folder: Path) -> list[Path]:
         *(folder / name for name in (STRIPPED, CORRECTED, PLACED, TRANSFORM)),
         *outputs_of(folder / LABELS),
     ]
+
+
+def refuse_unused(options: argparse.Namespace, what: str, *names: str) -> None:
+    """Raises SettingInvalid when one of the options was given that `what` takes no notice of."""
+    values = {name: getattr(options, name) for name in names}
+    given = [n for n, v in values.items() if v is True or v not in (None, False, 1)]  # one device is none
+    if given:
+        raise SettingInvalid(seen=f"{what} takes no --{given[0]}.", hint="Leave it out.")
 
 
 def refuse_trouble(outputs: list[Path], overwrite: bool) -> None:

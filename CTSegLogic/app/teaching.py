@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from CTSegLogic.app.lessons import arguments, check, grower
-from CTSegLogic.app.outputs import refuse_trouble, say
+from CTSegLogic.app.lessons import CHOICES, arguments, check, grower
+from CTSegLogic.app.outputs import refuse_trouble, refuse_unused, say
 from CTSegLogic.app.rounds import rounds
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.weights import find_card, publish
@@ -33,9 +33,11 @@ def evaluate(options: argparse.Namespace, run: Run) -> None:
     from CTSegLogic.app.summary import FILES, as_json, as_text, write_results
 
     if options.continual:
+        refuse_unused(options, "--continual", "rounds", "clicks", "csv", "mapping", "processes", "devices")
         _continual(options, run)
         return
     if options.rounds:
+        refuse_unused(options, "--rounds", "clicks", "csv", "processes", "devices")
         rounds(options, run, _mapping(options.mapping))
         return
     if options.tolerance < 0:
@@ -80,17 +82,26 @@ def _continual(options: argparse.Namespace, run: Run) -> None:
 def train(options: argparse.Namespace, run: Run) -> None:
     """Trains the head of a task file; several devices by starting this command anew under torchrun."""
     from CTSegLogic.train.bodypart import is_bodypart, train_bodypart
+    from CTSegLogic.train.clnet_json import is_clnet
     from CTSegLogic.train.ranks import launched, started
     from CTSegLogic.train.sequence import is_sequence, learn_sequence
 
     if options.check:
         check(options)
         return
+    grow = grower(options)
     if is_sequence(options.task):
-        learned = learn_sequence(options.task, options.output, run, data=options.data, resume=options.resume)
+        refuse_unused(options, "A sequence of tasks", "devices", "publish", "report", *CHOICES)
+        with stoppable(run, options.output) as listening:
+            learned = learn_sequence(
+                options.task, options.output, listening, data=options.data, resume=options.resume
+            )
         sys.stdout.write(f"{len(learned.heads)} tasks by {', '.join(learned.methods)} in {options.output}\n")
         return
-    grow = grower(options)
+    if is_bodypart(options.task):
+        refuse_unused(options, "The body-part model", "devices", "report", *CHOICES)
+    if is_clnet(options.task):
+        refuse_unused(options, "A file in CL-Net's grammar", "report")
     with stoppable(run, options.output, clear=not started()) as listening:
         if options.devices > 1 and not started():
             launched(_arguments(options), options.devices)

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 Size = tuple[int, int, int]
 _SLOW = 20480  # batch * channels * k * j up to which torch does not use oneDNN
+
+
+def product(strides: Sequence[Size]) -> Size:
+    """Strides along k, j, i one after the other.
+
+    >>> product([(1, 2, 2), (2, 2, 2)])
+    (2, 4, 4)
+    """
+    k = j = i = 1
+    for a, b, c in strides:
+        k, j, i = k * a, j * b, i * c
+    return k, j, i
 
 
 class Convolution(nn.Conv3d):

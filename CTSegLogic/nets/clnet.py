@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from CTSegLogic.nets.blocks import ConvUnit, Size, classes, initialise
+from CTSegLogic.nets.blocks import ConvUnit, Size, classes, initialise, product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,7 @@ class Plan:
     @property
     def stride(self) -> Size:
         """Input voxels per bottleneck voxel along k, j, i."""
-        k = j = i = 1
-        for a, b, c in self.strides:
-            k, j, i = k * a, j * b, i * c
-        return k, j, i
+        return product(self.strides)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,11 +305,17 @@ class ContinualNet(nn.Module):
         """The logits that a head reads, of its supporters in their order."""
         return [logits[s] for s in self.supporters.get(name, ())]
 
-    def told(self, skips: Sequence[Tensor], order: Sequence[str]) -> dict[str, list[Tensor]]:
-        """Logits of heads at all levels, full resolution first; `order` has supporters before readers."""
+    def told(
+        self,
+        skips: Sequence[Tensor],
+        order: Sequence[str],
+        adapted: Mapping[str, Sequence[Tensor]] | None = None,
+    ) -> dict[str, list[Tensor]]:
+        """Logits of heads at all levels, full resolution first; for the arguments see `blended`."""
         logits: dict[str, list[Tensor]] = {}
         for name in order:
-            logits[name] = self.decoders[name](skips, self.others(name, logits))
+            mine = (adapted or {}).get(name, skips)
+            logits[name] = self.decoders[name](mine, self.others(name, logits))
         return logits
 
     def blended(

@@ -17,6 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from CTSegLogic.nets.blocks import product
+
 Size = tuple[int, int, int]
 
 
@@ -48,10 +50,7 @@ class UNetPlan:
     @property
     def stride(self) -> Size:
         """Input voxels per bottleneck voxel along each axis."""
-        k = j = i = 1
-        for a, b, c in self.strides:
-            k, j, i = k * a, j * b, i * c
-        return k, j, i
+        return product(self.strides)
 
 
 class ConvNorm(nn.Module):

@@ -123,8 +123,13 @@ def steps_of(table: Mapping[str, Any], home: Path) -> list[dict[str, Any]]:
     return [checked(one) for one in steps]
 
 
+def methods_of(table: Mapping[str, Any]) -> tuple[str, ...]:
+    """The methods of a sequence, in its order."""
+    return tuple(table.get("methods", ("frozen",)))
+
+
 def _planned(table: Mapping[str, Any], steps: list[dict[str, Any]], folder: Path) -> Learned:
-    methods = tuple(table.get("methods", ("frozen",)))
+    methods = methods_of(table)
     names = [f"{n}-{step['head']}" for n, step in enumerate(steps, start=1)]
     return Learned(
         methods=methods,

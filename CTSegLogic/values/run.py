@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from CTSegLogic.values.prompt import Everything, Prompt
 Quality = Literal["fast", "balanced", "best"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Backend = Literal["auto", "torch", "openvino", "tensorrt"]
+
+
+_BESIDE = {"postprocess", "keep_features", "keep_features_gib", "per_head"}
 
 
 def _silent(fraction: float, text: str) -> None:
@@ -62,6 +65,10 @@ class Overrides:
     host_mm: float | None = None
     body_part: bool = True
     planes: str | None = None
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides a result, by name; where labels are made and what is kept beside them does not."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _BESIDE}
 
     def __post_init__(self) -> None:
         for broken, seen, hint in (

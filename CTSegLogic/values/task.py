@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.structures import suggest
+
+SettingsT = TypeVar("SettingsT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +133,12 @@ class Task:
     def validation(self) -> tuple[Case, ...]:
         """The cases kept aside to choose on."""
         return tuple(case for case in self.cases if case.fold == self.validation_fold)
+
+
+def settings_of(kind: type[SettingsT], task: Task) -> SettingsT:
+    """A task's `teach` as a system's dataclass of settings; what it does not hold is refused by name."""
+    only_known(task.teach, [f.name for f in fields(cast(Any, kind))])
+    return kind(**task.teach)
 
 
 def only_known(table: Iterable[str], known: Iterable[str], what: str = "teach") -> None:

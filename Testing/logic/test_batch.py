@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import dicom_phantoms
 import numpy as np
 import pytest
 from interrupted import interrupted
 
-from CTSegLogic.app.batch import batch
+from CTSegLogic.app.batch import batch, fingerprint
 from CTSegLogic.app.cli import main, parser
 from CTSegLogic.app.ledger import Amount, Ledger, Row, Table, locked
 from CTSegLogic.app.scans import find_scans, output_of
@@ -433,3 +434,24 @@ def test_json_lists_every_scan(folder, capsys):
     assert {case["case"] for case in said["cases"]} == {f"{name}.nii.gz" for name in NAMES}
     assert said["cases"][0]["ml"].keys() == {"liver", "kidney_left"}
     assert np.isfinite(list(said["cases"][0]["ml"].values())).all()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--no-merge",),
+        ("--host-mm", "5"),
+        ("--no-body-part",),
+        ("--planes", "Z"),
+        ("--locate", "body"),
+        ("--refine", "body"),
+        ("--overlap", "0.1"),
+        ("--backend", "openvino"),
+    ],
+)
+def test_whatever_decides_a_result_is_part_of_the_fingerprint(option):
+    asked = SimpleNamespace(plan=(), modality="CT")
+    plain, other = (parser().parse_args(["batch", "in", "out", *more]) for more in ((), option))
+    beside = parser().parse_args(["batch", "in", "out", "--postprocess", "cpu", "--workers", "3"])
+    assert fingerprint(asked, plain) != fingerprint(asked, other)
+    assert fingerprint(asked, plain) == fingerprint(asked, beside)

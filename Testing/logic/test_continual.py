@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +15,14 @@ from tiny import NETWORK, tiny_prepare
 from CTSegLogic.app.cli import main
 from CTSegLogic.app.continual import Continual, evaluate_continual
 from CTSegLogic.nets.clnet import Encoder, plan_from
+from CTSegLogic.systems import open_system
 from CTSegLogic.systems.clnet.lora import Lora, lora_from
 from CTSegLogic.train.grow import grow
+from CTSegLogic.train.importers import read_nnunet
 from CTSegLogic.train.replay import patch_source, rehearsal
 from CTSegLogic.train.sequence import learn_sequence, read_sequence
 from CTSegLogic.values.card import read_card
-from CTSegLogic.values.errors import TaskInvalid
+from CTSegLogic.values.errors import TaskInvalid, Unteachable
 
 METHODS = ("frozen", "lora", "replay", "naive")
 NEW = {
@@ -216,3 +219,57 @@ def test_settings_that_contradict_one_another_are_named(a_data_set, a_chain, tmp
     (tmp_path / "task.json").write_text(json.dumps(table))
     with pytest.raises(TaskInvalid, match=seen):
         grow(tmp_path / "task.json", tmp_path / "out", CPU, data=a_data_set.parent)
+
+
+@pytest.mark.parametrize("option", [("--devices", "2"), ("--publish",), ("--report",), ("--folds", "0,1")])
+def test_a_sequence_refuses_options_that_it_would_not_heed(a_data_set, tmp_path, option, capsys):
+    path = a_sequence(a_data_set, tmp_path)
+    asked = ["train", str(path), "-o", str(tmp_path / "out"), "--data", str(a_data_set.parent)]
+    assert main([*asked, *option]) == 2
+    assert f"takes no {option[0]}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sequence_is_told_without_being_trained(a_data_set, tmp_path, capsys):
+    assert main(["train", str(a_sequence(a_data_set, tmp_path)), "--check"]) == 0
+    said = capsys.readouterr().out
+    assert "1. balls: data set Task001_Balls, 2 epochs" in said
+    assert "by frozen, lora, replay, naive" in said
+    assert main(["evaluate", "somewhere", str(tmp_path), "--continual", "--clicks", "1,3"]) == 2
+    assert "takes no --clicks" in capsys.readouterr().err
+
+
+def test_a_replayed_head_must_not_have_an_encoder_of_its_own(a_data_set, a_chain, tmp_path):
+    both = {"dataset": a_data_set.name, "epochs": 1, "patch_kji": [16, 16, 16]}
+    livers = {**both, "card": "lora", "head": "livers", "mapping": {"2": "liver"}}
+    table = {**both, "card": str(a_chain / "lora/2-livers"), "head": "spleens", "mapping": {"1": "spleen"}}
+    table |= {"teach": {"method": "replay"}, "replay": {"tasks": [livers]}}
+    (tmp_path / "task.json").write_text(json.dumps(table))
+    with pytest.raises(Unteachable, match="would lose"):
+        grow(tmp_path / "task.json", tmp_path / "out", CPU, data=a_data_set.parent)
+
+
+def test_a_narrow_decoder_learns_from_what_a_low_rank_head_really_says(a_data_set, a_chain):
+    card = read_card(a_chain / "lora/2-livers/card.json")
+    cases = tuple(replace(c, mapping={2: "liver"}) for c in read_nnunet(a_data_set))
+    task = a_task(
+        a_data_set,
+        head="thin",
+        structures=("liver",),
+        cases=cases,
+        teach={"narrow": {"from": "livers", "base": 2}},
+    )
+    learner = open_system(card, CPU).learner(task, CPU)
+    x = torch.randn(1, 1, 16, 16, 16)
+    assert not torch.equal(learner.wide(x)[-1], learner.system.net.encoder(x)[-1])
+
+
+def test_a_head_with_its_own_encoder_tells_its_readers_what_it_tells_users(a_chain):
+    card = read_card(a_chain / "lora/2-livers/card.json")
+    system = open_system(card, CPU)
+    decoder = system.decoder(card.head("livers"))
+    x = torch.randn(1, 1, 16, 16, 16)
+    shared = system.net.encoder(x)
+    told = system.net.told(shared, ["livers"], system.own_skips(["livers"], x))["livers"]
+    assert torch.equal(told[0], decoder(system.adapted["livers"](x))[0])
+    assert not torch.equal(told[0], decoder(shared)[0])

@@ -28,7 +28,15 @@ from CTSegLogic.engine.window import slide
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.weights import carried, file_spec
 from CTSegLogic.nets.clnet import Decoder
-from CTSegLogic.systems.clnet.lesson import FREE, design_for, head_of, known_head, method_of, with_head
+from CTSegLogic.systems.clnet.lesson import (
+    FREE,
+    design_for,
+    head_of,
+    known_head,
+    method_of,
+    refuse_moving,
+    with_head,
+)
 from CTSegLogic.systems.clnet.lora import PREFIX, Lora
 from CTSegLogic.systems.clnet.model import (
     ENCODER,
@@ -61,6 +69,7 @@ class ClNetLearner:
         self.head = head_of(task, card)
         check_patch(system.net.plan, task.patch_kji, TaskInvalid)
         self.rehearsed = {old.head: system.decoder(known_head(card, old, old.head)) for old in task.rehearse}
+        refuse_moving(card, self.method, [name for name in self.rehearsed if name in system.adapted])
         start = (
             dict(system.decoder(known_head(card, task, teach["start"])).state_dict())
             if "start" in teach
@@ -112,7 +121,7 @@ class ClNetLearner:
             shared = self.system.net.encoder(image) if self.lora is None or self.below else []
         skips = shared if self.lora is None else self.lora(self.system.net.encoder, image)
         with torch.no_grad():  # supporters only tell
-            logits = self.system.net.told(shared, self.below)
+            logits = self.system.net.told(shared, self.below, self.system.own_skips(self.below, image))
         others = self.system.net.others(self.head.name, logits)
         decoder = self.rehearsed.get(batch.head, self.decoder)
         return deep_loss(decoder(skips, others), batch.labels.to(device), batch.annotated.to(device))

@@ -10,6 +10,8 @@ A task's `teach` may hold
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from CTSegLogic.nets.clnet import SUPPORTED
 from CTSegLogic.systems.clnet.model import supports_of
 from CTSegLogic.values.card import Card, Head
@@ -101,6 +103,15 @@ def design_for(task: Task, card: Card, method: str) -> str:
             hint="Train the encoder first, then the supported head on it.",
         )
     return design
+
+
+def refuse_moving(card: Card, method: str, owners: Sequence[str]) -> None:
+    """Raises Unteachable for replayed heads whose low-rank change was made for the encoder as it is."""
+    if owners:
+        raise Unteachable(
+            seen=f"{', '.join(owners)} of {card.name} has a change of the encoder that {method} would lose.",
+            hint="Leave that head's task out of `replay`, or learn by another method.",
+        )
 
 
 def known_head(card: Card, task: Task, name: str) -> Head:

@@ -66,6 +66,10 @@ class Model:
         assert isinstance(decoder, Decoder)
         return decoder
 
+    def own_skips(self, names: Sequence[str], tiles: Tensor) -> dict[str, Sequence[Tensor]]:
+        """Skips by the encoders of those heads that have one of their own."""
+        return {name: self.adapted[name](tiles) for name in names if name in self.adapted}
+
     def used(self, ask: Ask) -> dict[str, str]:
         """SHA-256 of the files that a request used."""
         order = support_order(supports_of(self.card), [head.name for head, _ in ask.heads])
@@ -84,8 +88,7 @@ class Model:
 
         def once(tiles: Tensor) -> list[Tensor]:
             shared = self.net.encoder(tiles) if len(own) < len(order) else []
-            adapted = {name: self.adapted[name](tiles) for name in own}
-            blended = self.net.blended(shared, order, adapted)
+            blended = self.net.blended(shared, order, self.own_skips(own, tiles))
             return [
                 classes(decoder.readout, blended[head.name])
                 if r.matrix is None and decoder.linear

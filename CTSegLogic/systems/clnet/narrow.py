@@ -45,8 +45,14 @@ class NarrowLearner(ClNetLearner):
                 f"{', '.join(task.structures)}.",
                 hint="Narrow a head on the structures it finds.",
             )
+        if head.supports:
+            raise TaskInvalid(
+                seen=f"The head {head.name!r} reads {', '.join(head.supports)}: a narrow one could not.",
+                hint="Narrow a head that stands alone.",
+            )
         # Fetched before the narrow one may take its name.
         self.teacher = system.decoder(head)
+        self.wide = system.adapted.get(head.name)
         self.order = [0, *(head.structures.index(key) + 1 for key in task.structures)]
         numbers = {k: v for k, v in given.items() if k in _NUMBERS}
         super().__init__(system, replace(task, teach={**task.teach, "decoder": numbers}))
@@ -55,12 +61,14 @@ class NarrowLearner(ClNetLearner):
         """Dice and cross-entropy with the labels, and the distance from the wide decoder, over all levels."""
         device = self.system.device
         with torch.no_grad():
-            skips = self.system.net.encoder(batch.image.to(device, non_blocking=True))
-            wide = [logits[:, self.order] for logits in self.teacher(skips)]
+            image = batch.image.to(device, non_blocking=True)
+            skips = self.system.net.encoder(image)
+            taught = self.teacher(skips if self.wide is None else self.wide(image))
+            wide = [logits[:, self.order] for logits in taught]
         narrow = self.decoder(skips)
         total = deep_loss(narrow, batch.labels.to(device), batch.annotated.to(device))
-        for weight, own, taught in zip(supervision_weights(len(narrow)), narrow, wide, strict=True):
-            total = total + self.soft * weight * distance(own, taught, self.temperature)
+        for weight, own, told in zip(supervision_weights(len(narrow)), narrow, wide, strict=True):
+            total = total + self.soft * weight * distance(own, told, self.temperature)
         return total
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.run import Precision
-from CTSegLogic.values.task import Task, only_known
+from CTSegLogic.values.task import Task, settings_of
 
 _TRAINS = ("all", "paths", "rest", "single")
 _FREEZE = ("", "none", "swin", "encoder")
@@ -63,9 +63,7 @@ def tuning_of(task: Task) -> Tuning:
     Raises:
         TaskInvalid: a setting is unknown or contradicts another.
     """
-    known = [f.name for f in fields(Tuning)]
-    only_known(task.teach, known)
-    tuning = Tuning(**task.teach)
+    tuning = settings_of(Tuning, task)
     strange = [key for key in tuning.phrases if key not in task.structures]
     for broken, seen in (
         (tuning.trains not in _TRAINS, f"trains is one of {', '.join(_TRAINS)}"),

@@ -19,7 +19,7 @@ from CTSegLogic.engine.origin import Stages
 from CTSegLogic.engine.resample import network_input
 from CTSegLogic.engine.stages import MARGIN_MM, Region, box_of, region_of
 from CTSegLogic.files.weights import ensure, file_sha256
-from CTSegLogic.nets.rstn import PLANES, RstnNet, plan_from
+from CTSegLogic.nets.rstn import RstnNet, plan_from
 from CTSegLogic.systems.rstn.fusion import threshold
 from CTSegLogic.systems.rstn.learn import RstnLearner
 from CTSegLogic.systems.rstn.rounds import Sight, Trail
@@ -186,11 +186,6 @@ class Rstn:
 def file_of(head: str, plane: str, shared: bool) -> str:
     """The card's name of the file with the networks of a head that see a plane."""
     return head if shared else f"{head}-{plane.lower()}"
-
-
-def files_of(head: str, shared: bool, planes: str = PLANES) -> tuple[str, ...]:
-    """The names of all files of a head."""
-    return tuple(dict.fromkeys(file_of(head, plane, shared) for plane in planes))
 
 
 def placed(region: Region, scan: Grid, level: float, *, smooth: bool) -> Layer:

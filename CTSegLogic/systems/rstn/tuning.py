@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from CTSegLogic.values.errors import TaskInvalid
-from CTSegLogic.values.task import Task, only_known
+from CTSegLogic.values.task import Task, settings_of
 
 CURRICULUM = (("S", 2), ("I", 6), ("J", 8))  # as published
 
@@ -93,9 +93,7 @@ def tuning_of(task: Task) -> Tuning:
     Raises:
         TaskInvalid: a setting is unknown or impossible.
     """
-    known = [f.name for f in fields(Tuning)]
-    only_known(task.teach, known)
-    tuning = Tuning(**task.teach)
+    tuning = settings_of(Tuning, task)
     try:
         own = {name: Mode(**switches) for name, switches in tuning.modes.items()}
         stages = [(str(name), float(count)) for name, count in tuning.curriculum]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from CTSegLogic.nets.vista3d import ROWS as INDICES
 from CTSegLogic.systems.vista3d.family import DECODER, ENCODER, MAPPING, MLP, POINTS
 from CTSegLogic.values.card import Card, card_from
 from CTSegLogic.values.errors import TaskInvalid
-from CTSegLogic.values.task import Task, only_known
+from CTSegLogic.values.task import Task, settings_of
 
 _FIRST_FREE = 133  # indices from here on belong to no class of the published point head
 _BRANCHES = {"row": (), "head": (MAPPING,), "decoder": (MAPPING, DECODER)}
@@ -61,9 +61,7 @@ def tuning_of(task: Task) -> Tuning:
     Raises:
         TaskInvalid: a setting is unknown or contradicts another.
     """
-    known = [f.name for f in fields(Tuning)]
-    only_known(task.teach, known)
-    tuning = Tuning(**task.teach)
+    tuning = settings_of(Tuning, task)
     for broken, seen in (
         (tuning.preset not in ("new class", *_PRESETS), f"there is no preset {tuning.preset!r}"),
         (tuning.branch not in _BRANCHES, f"there is no branch {tuning.branch!r}"),
