@@ -24,6 +24,7 @@ test: setup
 	$(PYTEST) -m "not slow"
 
 verify: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[verify]'
 	$(PYTEST)
 
 bench: setup
