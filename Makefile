@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DATA ?= $(wildcard ../shared/data)
 BIN = $(VENV)/bin
+JOBS ?= 2
 PYTEST = $(BIN)/python -m pytest $(if $(DATA),--data=$(DATA))
 
 .PHONY: demo test verify bench lint clean setup
@@ -20,8 +21,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/ctseg demo --overwrite
 
+# Whole files go to a process each, which computes with one thread: two cores are then used well.
 test: setup
-	$(PYTEST) -m "not slow"
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" -n $(JOBS) --dist loadfile
 
 verify: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[verify]'
