@@ -12,12 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from CTSegLogic.files.weights import find_card
-from CTSegLogic.values.card import SCORER, Card, Head, Prepare
+from CTSegLogic.values.card import SCORER, Card, Head, Prepare, facts_of
 from CTSegLogic.values.checks import hu_warnings
 from CTSegLogic.values.errors import Cancelled, CTSegError, out_of_memory
 from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.heights import Heights, slab_of
-from CTSegLogic.values.prediction import Entry, Layer, Origin, Prediction
+from CTSegLogic.values.prediction import Entry, Flag, Layer, Origin, Prediction
 from CTSegLogic.values.prompt import Ask
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.structures import Structure
@@ -65,7 +65,8 @@ class Coverage:
         by_key = {entry.structure.key: entry for entry in found.entries} | missing
         entries = tuple(by_key[s.key] for s in ask.structures)
         low, high = _shown(heights)
-        return _noted(replace(found, entries=entries), tuple(said), f"{low:.1f} to {high:.1f}")
+        where = f"{low:.1f} to {high:.1f}"
+        return _noted(replace(found, entries=entries), tuple(said), where, scorer_of(ranged[0]))
 
     def _heights(self, scorer: str) -> tuple[Heights | None, str]:
         """The scan's scores by a scorer, and why there are none where a reason is worth a sentence."""
@@ -151,13 +152,18 @@ def _left_out(head: Head, heights: Heights) -> str:
 
 
 def _not_covered(structure: Structure, head: Head, heights: Heights) -> Entry:
-    said = (f"not in the field of view: {_reach(head, heights)}",)
-    return Entry(structure=structure, layer=0, value=0, status="not covered", ml=0.0, warnings=said)
+    said = f"not in the field of view: {_reach(head, heights)}"
+    flags = (Flag(kind="body part", text=said),)
+    return Entry(
+        structure=structure, layer=0, value=0, status="not covered", ml=0.0, warnings=(said,), flags=flags
+    )
 
 
-def _noted(prediction: Prediction, said: tuple[str, ...], where: str) -> Prediction:
+def _noted(prediction: Prediction, said: tuple[str, ...], where: str, scorer: str = "") -> Prediction:
     origin: Origin = prediction.origin
     options = {**origin.options, _OPTION: where}
+    if scorer:  # its weights decide as well
+        options["body part by"] = " ".join(facts_of(find_card(scorer)).values())
     return replace(prediction, origin=replace(origin, options=options, warnings=(*said, *origin.warnings)))
 
 
@@ -177,7 +183,12 @@ def _kept(prediction: Prediction, inside: Mapping[str, Box]) -> Prediction:
             if lost := int(gone.sum()):
                 arrays[entry.layer] = array = array.copy() if array is layer.array else array
                 array[gone] = 0
-                kept = replace(entry, ml=(before - lost) * prediction.grid.voxel_ml)
+                ml = lost * prediction.grid.voxel_ml
+                said = f"{ml:.1f} mL out of its model's part of the body were cut off"
+                flag = Flag(kind="body part", text=said, value=round(ml, 3))
+                kept = replace(
+                    entry, ml=(before - lost) * prediction.grid.voxel_ml, flags=(*entry.flags, flag)
+                )
             if lost == before:
                 kept = replace(entry, status="absent", ml=0.0, confidence=None)
         entries.append(kept)

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from CTSegLogic.app.metrics import components
+from CTSegLogic.app.quality import pieces_of
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.values.errors import PackageMissing
 from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.move import move
-from CTSegLogic.values.prediction import Entry, Prediction
+from CTSegLogic.values.prediction import UNREVIEWED, Entry, Flag, Prediction
 from CTSegLogic.values.volume import Volume
 
 _SOFT_TISSUE_HU = (-160.0, 240.0)
@@ -40,31 +40,36 @@ class Line:
     components: int
     mean_hu: float | None
     confidence: float | None
+    usual_ml: tuple[float, float] | None
+    flags: tuple[Flag, ...]
     warnings: tuple[str, ...]
 
 
 def lines_of(prediction: Prediction, volume: Volume) -> list[Line]:
     """A line for every structure that was asked for, in the prediction's order."""
-    return [_line(prediction, volume, entry) for entry in prediction.entries]
+    pieces = pieces_of(prediction)
+    return [
+        _line(prediction, volume, entry, pieces.get(entry.structure.key, ())) for entry in prediction.entries
+    ]
 
 
-def _line(prediction: Prediction, volume: Volume, entry: Entry) -> Line:
-    voxels = parts = 0
+def _line(prediction: Prediction, volume: Volume, entry: Entry, pieces: Sequence[int]) -> Line:
     mean = None
-    if entry.status == "found":
+    if entry.status == "found" and pieces:
         layer = prediction.layers[entry.layer]
         mask = layer.array == entry.value
-        voxels, parts = int(mask.sum()), components(mask)
         mean = round(float(volume.array[0][layer.box.slices][mask].mean(dtype=np.float64)), 1)
     return Line(
         key=entry.structure.key,
         name=entry.structure.name,
         status=entry.status,
         ml=round(entry.ml, 3),
-        voxels=voxels,
-        components=parts,
+        voxels=sum(pieces),
+        components=len(pieces),
         mean_hu=mean,
         confidence=None if entry.confidence is None else round(entry.confidence, 3),
+        usual_ml=entry.structure.plausible_ml,
+        flags=entry.flags,
         warnings=entry.warnings,
     )
 
@@ -105,7 +110,7 @@ def as_table(prediction: Prediction, volume: Volume) -> dict[str, Any]:
     """The report as a JSON object; the scan is called by its file's name only."""
     return {
         "format": 1,
-        "status": "automatic, unreviewed; research use only",
+        "status": f"{UNREVIEWED}; research use only",
         "image": volume.name,
         "grid": {
             "shape_kji": prediction.grid.shape,

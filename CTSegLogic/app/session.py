@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from CTSegLogic.app.coverage import Coverage, on_whole
+from CTSegLogic.app.provenance import with_provenance
+from CTSegLogic.app.quality import flagged
 from CTSegLogic.app.staged import segment_staged
 from CTSegLogic.engine.stages import box_of
 from CTSegLogic.files.weights import cards, find_card, installed
 from CTSegLogic.systems import System, open_system
 from CTSegLogic.values.card import Card
-from CTSegLogic.values.checks import scan_warnings, with_warnings
+from CTSegLogic.values.checks import scan_warnings
 from CTSegLogic.values.choice import ranked, shared, why
 from CTSegLogic.values.errors import (
     ImageInvalid,
@@ -116,7 +118,7 @@ class Session:
         """
         request = request or Request()
         if request.locate is not None or request.refine is not None:
-            return segment_staged(self, volume, request)
+            return with_provenance(flagged(segment_staged(self, volume, request)), request, self.run)
         plan = self.plan(request, volume.modality)
         part, box = _looked_at(volume, request.roi)
         run = replace(self.run, quality=request.quality, overrides=request.overrides or self.run.overrides)
@@ -152,7 +154,7 @@ class Session:
                 warnings=tuple(dict.fromkeys((*told, *merged.origin.warnings))),
             ),
         )
-        return with_warnings(on_whole(merged, volume.grid, box))
+        return with_provenance(flagged(on_whole(merged, volume.grid, box)), request, run)
 
 
 def _chosen(request: Request, plan: Sequence[tuple[Card, Ask]], modality: str) -> tuple[str, ...]:
