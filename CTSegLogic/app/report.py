@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from CTSegLogic.values.volume import Volume
 _SOFT_TISSUE_HU = (-160.0, 240.0)
 _MARGIN_MM = 40.0  # of anatomy shown around the structures
 _SHOWN = 5  # conflicts in the text; the JSON has all
+_ROOM = {True: {"top": 0.9, "bottom": 0.07}, False: {"top": 0.93, "bottom": 0.03}}
 _INK, _PAPER = "#e8e8e8", "#111317"
 
 
@@ -106,8 +108,9 @@ def _conflicts(prediction: Prediction) -> list[str]:
     return [f"Conflicts: {', '.join(said[:_SHOWN])}{more}"] if said else []
 
 
-def as_table(prediction: Prediction, volume: Volume) -> dict[str, Any]:
-    """The report as a JSON object; the scan is called by its file's name only."""
+def as_table(prediction: Prediction, volume: Volume, tags: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The report as a JSON object; the scan is called by its file's name, and by patient tags if given."""
+    patient = {"patient": dict(tags)} if tags else {}
     return {
         "format": 1,
         "status": f"{UNREVIEWED}; research use only",
@@ -118,13 +121,16 @@ def as_table(prediction: Prediction, volume: Volume) -> dict[str, Any]:
         },
         "structures": [asdict(line) for line in lines_of(prediction, volume)],
         "origin": asdict(prediction.origin),
+        **patient,
     }
 
 
-def write_report(prediction: Prediction, volume: Volume, path: Path) -> None:
+def write_report(
+    prediction: Prediction, volume: Volume, path: Path, tags: Mapping[str, str] | None = None
+) -> None:
     """Writes the report as JSON, whole or not at all."""
     with replaced(path) as part:
-        text = json.dumps(as_table(prediction, volume), indent=1, ensure_ascii=False)
+        text = json.dumps(as_table(prediction, volume, tags), indent=1, ensure_ascii=False)
         part.write_text(text + "\n", encoding="utf-8")
 
 
@@ -141,6 +147,18 @@ def write_preview(prediction: Prediction, volume: Volume, path: Path) -> None:
         _draw(figure, prediction, volume)
 
 
+def preview_png(prediction: Prediction, volume: Volume) -> bytes:
+    """The picture of `write_preview` as the bytes of a PNG.
+
+    Raises:
+        PackageMissing: matplotlib is not installed.
+    """
+    figure, buffer = _figure((12.0, 5.4), _PAPER), io.BytesIO()
+    _draw(figure, prediction, volume, titled=False)
+    figure.savefig(buffer, format="png", facecolor=_PAPER)
+    return buffer.getvalue()
+
+
 @contextlib.contextmanager
 def drawing(inches: tuple[float, float], path: Path, paper: str = "white") -> Iterator[Any]:
     """A matplotlib figure that is written as a PNG, whole or not at all, when the block ends.
@@ -148,6 +166,13 @@ def drawing(inches: tuple[float, float], path: Path, paper: str = "white") -> It
     Raises:
         PackageMissing: matplotlib is not installed.
     """
+    figure = _figure(inches, paper)
+    yield figure
+    with replaced(path) as part:
+        figure.savefig(part, format="png", facecolor=paper)
+
+
+def _figure(inches: tuple[float, float], paper: str) -> Any:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -157,20 +182,26 @@ def drawing(inches: tuple[float, float], path: Path, paper: str = "white") -> It
         ) from error
     figure = Figure(figsize=inches, dpi=110, facecolor=paper)
     FigureCanvasAgg(figure)
-    yield figure
-    with replaced(path) as part:
-        figure.savefig(part, format="png", facecolor=paper)
+    return figure
 
 
-def _draw(figure: Any, prediction: Prediction, volume: Volume) -> None:
+def _draw(figure: Any, prediction: Prediction, volume: Volume, *, titled: bool = True) -> None:
     shown = _upright(prediction, volume)
     found = [e for e in prediction.entries if e.status == "found"]
     places = figure.add_gridspec(
-        1, 4, width_ratios=[1.15, 1, 1, 0.75], wspace=0.04, left=0.01, right=0.99, top=0.9, bottom=0.07
+        1,
+        4,
+        width_ratios=[1.15, 1, 1, 0.75],
+        wspace=0.04,
+        left=0.01,
+        right=0.99,
+        **_ROOM[titled],
     )
     for column, view in enumerate(("axial", "coronal", "sagittal")):
         _draw_plane(figure.add_subplot(places[column]), shown, view, found)
     _draw_legend(figure.add_subplot(places[3]), prediction, found)
+    if not titled:
+        return
     figure.suptitle(
         f"{volume.name}: {prediction.origin.prompt or 'segmentation'}",
         color=_INK,

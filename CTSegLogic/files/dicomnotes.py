@@ -7,8 +7,18 @@ from dataclasses import asdict
 from typing import Any
 
 from CTSegLogic.files.dicom import program_version
+from CTSegLogic.files.dicomheaders import read_headers
 from CTSegLogic.values.prediction import UNREVIEWED, Entry, Prediction
+from CTSegLogic.values.volume import Volume
 
+_TAGS = {
+    "PatientName": "name",
+    "PatientID": "ID",
+    "PatientBirthDate": "born",
+    "PatientSex": "sex",
+    "StudyDate": "study date",
+    "AccessionNumber": "accession number",
+}
 _PRIVATE_GROUP, _CREATOR = 0x4353, "CTSegExtension"
 
 
@@ -30,6 +40,19 @@ def provenance_in(data: Any) -> dict[str, Any]:
     except KeyError:
         return {}
     return dict(json.loads(text.decode() if isinstance(text, bytes) else text))
+
+
+def patient_tags(volume: Volume) -> dict[str, str]:
+    """Name, ID and dates of a scan's patient, by what a person calls them; empty for a scan not from DICOM.
+
+    Raises:
+        ImageInvalid: the files the scan was read from are gone.
+    """
+    if volume.dicom is None:
+        return {}
+    header = read_headers(volume.dicom["files"][:1])[0]
+    found = {name: str(header.get(keyword) or "") for keyword, name in _TAGS.items()}
+    return {name: text for name, text in found.items() if text}
 
 
 def remark_on(entry: Entry) -> str:

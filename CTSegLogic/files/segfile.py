@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.images import read_labels
+from CTSegLogic.values.doubt import FULL
 from CTSegLogic.values.errors import ImageInvalid, OutputRefused
 from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.prediction import UNREVIEWED, Entry, Prediction, prediction_of, smallest_unsigned
@@ -27,6 +29,7 @@ from CTSegLogic.values.volume import Volume
 
 ENDINGS = (".seg.nrrd", ".nii.gz", ".seg.dcm", ".rt.dcm")
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
+_SLOPE = slice(112, 120)  # of a NIfTI header: slope and intercept
 _KEY_TAG, _STATUS_TAG = "CTSeg.Key", "CTSeg.Status"
 _FLAGS_TAG = "CTSeg.Flags"
 
@@ -225,8 +228,22 @@ def write_labelmap(prediction: Prediction, path: Path, naming: str = "name") -> 
     return Written(paths=(path, table), notes=notes)
 
 
-def write_nifti(array: NDArray[Any], grid: Grid, path: Path) -> None:
-    """Writes a 3D array (k, j, i) as compressed NIfTI, exact in sform and, where it can say so, qform."""
+def write_uncertainty(prediction: Prediction, path: Path) -> None:
+    """Writes how unsure the models were of each voxel as NIfTI: bytes that read as 0 (certain) .. 1."""
+    doubt = prediction.doubt
+    write_nifti(
+        np.zeros(prediction.grid.shape, np.uint8) if doubt is None else doubt,
+        prediction.grid,
+        path,
+        scale=1 / FULL,
+    )
+
+
+def write_nifti(array: NDArray[Any], grid: Grid, path: Path, *, scale: float | None = None) -> None:
+    """Writes a 3D array (k, j, i) as compressed NIfTI, exact in sform and, where it can say so, qform.
+
+    `scale` is what readers multiply the numbers by.
+    """
     import nibabel
     from isal import igzip
 
@@ -237,7 +254,10 @@ def write_nifti(array: NDArray[Any], grid: Grid, path: Path) -> None:
     if grid.orthogonal:
         image.set_qform(affine, code=1)
     with replaced(path) as part:
-        part.write_bytes(igzip.compress(image.to_bytes()))
+        raw = bytearray(image.to_bytes())
+        if scale is not None:  # nibabel would turn all voxels into doubles to write it
+            raw[_SLOPE] = struct.pack("<2f", scale, 0.0)
+        part.write_bytes(igzip.compress(raw))
 
 
 def read_segmentation(

@@ -125,12 +125,16 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """Label layers and what their values mean, on the grid of the input."""
+    """Label layers and what their values mean, on the grid of the input.
+
+    `doubt` (k, j, i; uint8) says how unsure the models were of each voxel, 0 certain .. 255; None unasked.
+    """
 
     grid: Grid
     layers: tuple[Layer, ...]
     entries: tuple[Entry, ...]
     origin: Origin = field(default_factory=Origin)
+    doubt: NDArray[np.uint8] | None = None
 
     def entry(self, key: str) -> Entry:
         """The entry of a structure.
