@@ -54,7 +54,7 @@ def batch(options: argparse.Namespace, run: Run) -> int:
         todo = book.begin()
         if todo:
             _work(_crew(asked, runs, run), todo, book, run)
-        book.ledger.write()
+        book.close()
         book.tell(options.json)
         return _PARTLY if book.counts()["failed"] else 0
 
@@ -125,6 +125,13 @@ class Book:
         if not outcome.done:
             sys.stderr.write(f"{scan.name} failed: {row.message}\n")
 
+    def close(self) -> None:
+        """Writes both tables whole, and the page on all scans where it is wanted."""
+        self.ledger.write()
+        if self.options.html:
+            rows = [self.ledger.rows[scan.name] for scan in self.scans]
+            write_overview(rows, self.ledger.amounts, self.folder)
+
     def counts(self) -> Mapping[str, int]:
         """How many scans of this batch are done, failed, skipped and cancelled."""
         return counted(self.ledger.rows[scan.name] for scan in self.scans)
@@ -132,8 +139,6 @@ class Book:
     def tell(self, as_json: bool) -> None:
         """Prints the result: every scan for programs, the counts and what failed for people."""
         rows = [self.ledger.rows[scan.name] for scan in self.scans]
-        if self.options.html:
-            write_overview(rows, self.ledger.amounts, self.folder)
         if as_json:
             cases = []
             for row in rows:
@@ -248,7 +253,7 @@ def _work(make: Callable[[Run], Crew[Order, Outcome]], todo: Sequence[Order], bo
     try:
         make(replace(run, progress=progress)).work(iter(enumerate(todo)), tell)
     except Cancelled as error:
-        book.ledger.write()
+        book.close()
         seen = f"The batch was cancelled: {done} of {len(todo)} scans were done."
         raise Cancelled(seen=seen, hint="Add --resume to go on.") from error
 

@@ -82,13 +82,13 @@ def overview_of(rows: Sequence[Row], amounts: Mapping[str, Sequence[Amount]], fo
             )
         ),
         _section("Scans", "scans", _scans(rows, amounts, folder)),
-        _section("Structures of each scan", "volumes", _volumes(rows, amounts)),
         tag("section", tag("h2", "Volumes of each structure"), _spread(rows, amounts)),
+        _section("Structures of each scan", "volumes", _volumes(rows, amounts)),
     )
 
 
 def _section(title: str, name: str, content: Markup) -> Markup:
-    tools = tag("div", tag("h2", title), filter_of(name, f"Search {title.lower()}"), class_="tools")
+    tools = tag("div", tag("h2", title), filter_of(name, "Search"), class_="tools")
     return tag("section", tools, content)
 
 

@@ -96,10 +96,7 @@ def total_seconds(origin: Origin) -> float:
 
 def flag_badges(kinds: Sequence[str], texts: Mapping[str, str] | None = None) -> Markup:
     """The kinds of flags as badges, their sentences as titles."""
-    return joined(
-        badge(LABELS.get(kind, kind), "bad" if kind == "body part" else "warn", (texts or {}).get(kind, ""))
-        for kind in kinds
-    )
+    return joined(badge(LABELS.get(kind, kind), "warn", (texts or {}).get(kind, "")) for kind in kinds)
 
 
 def _structures(prediction: Prediction, lines: Sequence[Line], modality: str) -> Markup:
@@ -138,6 +135,8 @@ def _look_at(line: Line) -> Markup:
     texts = {flag.kind: flag.text for flag in line.flags}
     status = [] if line.status == "found" else [badge(line.status)]
     why = tag("div", "; ".join(line.warnings), class_="why") if line.warnings else ""
+    if not (texts or status or why):
+        return tag("span", "no flag", class_="quiet")
     return joined((*status, flag_badges(tuple(texts), texts), why))
 
 
@@ -179,8 +178,15 @@ def _provenance(prediction: Prediction, volume: Volume) -> Markup:
         "section",
         tag("h2", "How it came about"),
         *(tag("h3", "Models and SHA-256 of their files"), pairs(models)),
-        *(tag("h3", "Scan"), pairs(scan)),
-        *(tag("h3", "Options"), pairs(origin.options.items())),
-        *(tag("h3", "Versions"), pairs(origin.versions.items())),
-        *(tag("h3", "Seconds"), pairs((k, f"{v:.2f}") for k, v in origin.seconds.items())),
+        tag(
+            "div",
+            tag("div", tag("h3", "Options"), pairs(origin.options.items())),
+            tag(
+                "div",
+                *(tag("h3", "Scan"), pairs(scan)),
+                *(tag("h3", "Versions"), pairs(origin.versions.items())),
+                *(tag("h3", "Seconds"), pairs((k, f"{v:.2f}") for k, v in origin.seconds.items())),
+            ),
+            class_="columns",
+        ),
     )

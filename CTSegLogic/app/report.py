@@ -153,7 +153,7 @@ def preview_png(prediction: Prediction, volume: Volume) -> bytes:
     Raises:
         PackageMissing: matplotlib is not installed.
     """
-    figure, buffer = _figure((12.0, 5.4), _PAPER), io.BytesIO()
+    figure, buffer = _figure((12.0, 5.0), _PAPER), io.BytesIO()
     _draw(figure, prediction, volume, titled=False)
     figure.savefig(buffer, format="png", facecolor=_PAPER)
     return buffer.getvalue()

@@ -15,7 +15,7 @@ from CTSegLogic.engine.doubt import tell, watch
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.files.segfile import read_segmentation, write_nifti
 from CTSegLogic.files.weights import publish
-from CTSegLogic.values.doubt import FULL, DoubtMap
+from CTSegLogic.values.doubt import FULL, DoubtMap, check_telling
 from CTSegLogic.values.errors import SettingInvalid
 from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.prompt import Classes, Everything, Points
@@ -140,9 +140,10 @@ def test_the_mirror_image_is_asked_unless_the_labels_have_it_in_them_already(a_p
 
 
 def test_who_cannot_tell_refuses_before_anything_runs(a_published_model, a_tilted_ct):
-    for prompt, card in ((Classes(("body",)), "body"), (Points(positive_ras=((0.0, 0.0, 0.0),)), "tiny")):
-        with pytest.raises(SettingInvalid, match="no uncertainty map"):
-            Session(CPU).segment(a_tilted_ct, Request(prompt=prompt, card=card, overrides=SURE))
+    with pytest.raises(SettingInvalid, match="what the model body has found"):
+        Session(CPU).segment(a_tilted_ct, Request(prompt=Classes(("body",)), card="body", overrides=SURE))
+    with pytest.raises(SettingInvalid, match="what clicks have found"):
+        check_telling({"ctmr": "vista3d"}, Points(positive_ras=((0.0, 0.0, 0.0),)))
     both = Request(prompt=Classes(("body", "liver")), card="tiny", overrides=SURE)
     said = Session(CPU).segment(a_tilted_ct, both).origin.warnings
     assert "The uncertainty map says nothing of the model body." in said

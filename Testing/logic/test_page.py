@@ -154,6 +154,8 @@ def test_a_batch_makes_pages_and_maps_and_makes_up_for_missing_ones(a_folder, ca
     assert run_batch(a_folder, "--resume", "--html", "--uncertainty", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["kept"] == 2
+    assert run_batch(a_folder, "--resume", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 3
     assert [p.name for p, t in before.items() if p.stat().st_mtime_ns != t] == ["b.seg.nrrd"]
     flags = {k for case in told["cases"] for f in case["flags"].values() for k in f.split("; ")}
     assert flags <= {"edge", "volume", "parts", "confidence"}
