@@ -4,7 +4,8 @@
                      --mean with the mirror image's slab, where there is one--> probability of those codes
 
 Doubt is one minus that probability. A label that the mirror image contradicts has a small one, whatever the
-network thought of it on the way it was trained. Nothing here has one entry per class and voxel of a scan.
+network thought of it on the way it was trained. Nothing here has one entry per class (or head) and voxel of a
+scan: all readouts of one grid share a map of bytes, in which the largest doubt holds.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from CTSegLogic.values.doubt import FULL
@@ -27,19 +29,20 @@ class Doubt:
     """What one readout does not know; takes the mirror image's slabs as a sink of their stream.
 
     Args:
-        channels: of the readout's stream; shape: of the model's grid.
+        channels: of the readout's stream.
+        held: map on the model's grid (k, j, i), shared by all readouts there.
         activation: the readout's; probabilities: its channels (F, V) -> classes (C, V).
     """
 
     def __init__(
         self,
         channels: int,
-        shape: Sequence[int],
+        held: NDArray[np.uint8],
         activation: str,
         probabilities: Callable[[Tensor], Tensor],
     ) -> None:
         self.channels, self.activation, self.probabilities = channels, activation, probabilities
-        self.map = np.zeros(tuple(shape), np.uint8)
+        self.map = held
         self._mirrored: Tensor | None = None
 
     def take(self, start_k: int, slab: Tensor, covered: Tensor) -> None:
@@ -60,7 +63,8 @@ class Doubt:
             doubt = 1 - self._of_label(self.probabilities(features), chosen[part])
             unsure[part] = (doubt.clamp_(0, 1) * FULL).round_().to(torch.uint8)
         unsure = unsure.view(codes.shape).masked_fill_(~looked, 0)
-        self.map[start_k : start_k + len(codes)] = unsure.cpu().numpy()
+        into = self.map[start_k : start_k + len(codes)]
+        np.maximum(into, unsure.cpu().numpy(), out=into)
         self._mirrored = None
 
     def _of_label(self, shares: Tensor, codes: Tensor) -> Tensor:
@@ -88,15 +92,21 @@ class Doubted(Protocol):
 
 def watch(readouts: Sequence[Doubted], run: Run) -> None:
     """Lets readouts note their doubts, where the run asks for them."""
-    if run.doubt is not None:
-        for readout in readouts:
-            shape = readout.model.shape
-            readout.doubt = Doubt(readout.channels, shape, readout.activation, readout.probabilities)
+    if run.doubt is None:
+        return
+    maps: list[tuple[Grid, NDArray[np.uint8]]] = []
+    for readout in readouts:
+        shared = next((held for grid, held in maps if grid == readout.model), None)
+        if shared is None:
+            shared = np.zeros(readout.model.shape, np.uint8)
+            maps.append((readout.model, shared))
+        readout.doubt = Doubt(readout.channels, shared, readout.activation, readout.probabilities)
 
 
 def tell(readouts: Sequence[Doubted], run: Run) -> None:
     """Hands the doubts of finished readouts to the run's map."""
+    told: set[int] = set()
     for readout in readouts:
-        if run.doubt is not None and readout.doubt is not None:
+        if run.doubt is not None and readout.doubt is not None and id(readout.doubt.map) not in told:
+            told.add(id(readout.doubt.map))
             run.doubt.add(readout.doubt.map, readout.model)
-            readout.doubt = None
