@@ -22,7 +22,7 @@ from CTSegLogic.app.outputs import say
 from CTSegLogic.app.overview import map_beside, page_beside, write_overview
 from CTSegLogic.app.pipeline import Order, Outcome, Pipeline, pipeline_of
 from CTSegLogic.app.scans import Scan, find_scans, output_of, refuse_collisions
-from CTSegLogic.app.segmenting import Asked, Looks, add_tags, asked_of
+from CTSegLogic.app.segmenting import Asked, Looks, add_tags, asked_of, refuse_lone_tags
 from CTSegLogic.files.atomic import clear_scratch, refused
 from CTSegLogic.files.segfile import outputs_of
 from CTSegLogic.files.weights import file_sha256, find_card
@@ -39,6 +39,7 @@ def batch(options: argparse.Namespace, run: Run) -> int:
 
     runs = runs_for(run, options.devices, options.processes)
     refuse_lone(options)
+    refuse_lone_tags(options, "html")
     asked = asked_of(options, Session(runs[0]))
     folder: Path = options.output
     scans = find_scans(options.folder, options.list, without=folder.absolute())

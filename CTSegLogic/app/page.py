@@ -132,7 +132,7 @@ def _confidence(value: float | None) -> Cell:
 
 
 def _look_at(line: Line) -> Markup:
-    texts = {flag.kind: flag.text for flag in line.flags}
+    texts: dict[str, str] = {flag.kind: flag.text for flag in line.flags}
     status = [] if line.status == "found" else [badge(line.status)]
     why = tag("div", "; ".join(line.warnings), class_="why") if line.warnings else ""
     if not (texts or status or why):

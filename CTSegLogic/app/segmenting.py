@@ -35,6 +35,7 @@ SAMPLE = ("Samples", "average-head-neck-ct.nii.gz")
 
 def segment(options: argparse.Namespace, run: Run) -> None:
     """Segments one scan and writes what was asked for; nothing is written when anything fails before."""
+    refuse_lone_tags(options, "html", "report", "json")
     looks = Looks(
         preview=options.preview,
         report=options.report,
@@ -179,6 +180,15 @@ def _segmented(options: argparse.Namespace, run: Run, output: Path) -> tuple[Vol
     volume = asked.read(options.images, options.series)
     check_source(volume, output)
     return volume, segment_volume(session, asked, volume)
+
+
+def refuse_lone_tags(options: argparse.Namespace, *places: str) -> None:
+    """Raises SettingInvalid when patient tags are wanted and none of the places where they go."""
+    if options.patient_tags and not any(getattr(options, place) for place in places):
+        raise SettingInvalid(
+            seen="--patient-tags is of no effect: nothing that could hold them was asked for.",
+            hint=f"Add --{' or --'.join(places)}, or leave it out.",
+        )
 
 
 def tags_of(volume: Volume, looks: Looks) -> dict[str, str]:

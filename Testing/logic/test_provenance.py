@@ -94,6 +94,7 @@ def test_patient_tags_stay_out_unless_asked_for(tmp_path, a_study):
     asked = ["segment", str(a_study), "-o", str(tmp_path / "o.seg.nrrd"), *ASK, "--overwrite"]
     files = [tmp_path / "r.json", tmp_path / "p.html"]
     asked += ["--report", str(files[0]), "--html", str(files[1])]
+    assert main([*asked[:-4], "--patient-tags"]) == 2
     assert main(asked) == 0
     for path in (*files, tmp_path / "o.seg.nrrd"):
         raw = path.read_bytes()
