@@ -24,6 +24,7 @@ from CTSegLogic.values.structures import Structure
 from CTSegLogic.values.volume import Volume
 
 _WORTH = 0.8  # share of a scan's slices from which cutting the rest off saves too little to move the tiles
+_CRUMB = 0.02  # share of a structure that may be cut off without a word
 _OPTION = "body part"
 
 Segment = Callable[[Volume, Ask, Run], Prediction]
@@ -183,17 +184,21 @@ def _kept(prediction: Prediction, inside: Mapping[str, Box]) -> Prediction:
             if lost := int(gone.sum()):
                 arrays[entry.layer] = array = array.copy() if array is layer.array else array
                 array[gone] = 0
-                ml = lost * prediction.grid.voxel_ml
-                said = f"{ml:.1f} mL out of its model's part of the body were cut off"
-                flag = Flag(kind="body part", text=said, value=round(ml, 3))
-                kept = replace(
-                    entry, ml=(before - lost) * prediction.grid.voxel_ml, flags=(*entry.flags, flag)
-                )
-            if lost == before:
-                kept = replace(entry, status="absent", ml=0.0, confidence=None)
+                kept = _cut_off(entry, lost / before, (before - lost) * prediction.grid.voxel_ml)
         entries.append(kept)
     layers = tuple(
         Layer(array=arrays[n], box=layer.box) if n in arrays else layer
         for n, layer in enumerate(prediction.layers)
     )
     return replace(prediction, layers=layers, entries=tuple(entries))
+
+
+def _cut_off(entry: Entry, share: float, ml: float) -> Entry:
+    """An entry that has lost a share of its voxels, `ml` (mL) of it left; flagged unless it was a crumb."""
+    flags = entry.flags
+    if share >= _CRUMB:
+        said = f"{100 * share:.0f} % of it, out of its model's part of the body, were cut off"
+        flags = (*flags, Flag(kind="body part", text=said, value=round(share, 4)))
+    if share == 1:
+        return replace(entry, status="absent", ml=0.0, confidence=None, flags=flags)
+    return replace(entry, ml=ml, flags=flags)

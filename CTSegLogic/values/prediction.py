@@ -45,7 +45,7 @@ class Flag:
         kind: edge (cut off by the scan's edge), volume (outside the usual range), parts (in more pieces than
             it has), confidence (low), body part (not, or not all, where the model works).
         text: the same as words, with its figure.
-        value: the figure: mL, number of parts, mean probability, mL cut off; None where there is none.
+        value: the figure: mL, number of parts, mean probability, share cut off; None where there is none.
     """
 
     kind: FlagKind

@@ -92,7 +92,14 @@ def test_voxels_out_of_the_part_of_the_body_that_a_head_knows_are_flagged():
     half = Box(start_kji=(20, 0, 0), stop_kji=GRID.shape)
     entry = flagged(_kept(spleen, {"spleen": half})).entries[0]
     assert entry.flag_kinds == ("body part",)
-    assert entry.flags[0].value == pytest.approx(spleen.entries[0].ml - entry.ml, abs=1e-3)
+    assert entry.flags[0].value == pytest.approx(1 - entry.ml / spleen.entries[0].ml, abs=1e-3)
+    nowhere = Box(start_kji=(39, 0, 0), stop_kji=GRID.shape)
+    gone = flagged(_kept(spleen, {"spleen": nowhere})).entries[0]
+    assert (gone.status, gone.ml, gone.flag_kinds) == ("absent", 0.0, ("body part",))
+    nearly_all = Box(start_kji=(14, 0, 0), stop_kji=GRID.shape)
+    crumb = flagged(_kept(spleen, {"spleen": nearly_all})).entries[0]
+    assert spleen.entries[0].ml - crumb.ml > 0
+    assert crumb.flags == ()
 
 
 def test_flags_are_renewed_not_heaped_up():
