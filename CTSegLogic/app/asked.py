@@ -55,6 +55,7 @@ def overrides_of(options: argparse.Namespace) -> Overrides:
         host_mm=options.host_mm,
         body_part=options.body_part,
         planes=getattr(options, "planes", None),
+        uncertainty=bool(getattr(options, "uncertainty", None)),
     )
 
 

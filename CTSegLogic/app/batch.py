@@ -19,9 +19,10 @@ from CTSegLogic.app.asked import overrides_of, refuse_lone
 from CTSegLogic.app.crew import Crew, Processes, runs_for, share_threads
 from CTSegLogic.app.ledger import TABLES, Amount, Ledger, Row, counted, locked
 from CTSegLogic.app.outputs import say
+from CTSegLogic.app.overview import map_beside, page_beside, write_overview
 from CTSegLogic.app.pipeline import Order, Outcome, Pipeline, pipeline_of
 from CTSegLogic.app.scans import Scan, find_scans, output_of, refuse_collisions
-from CTSegLogic.app.segmenting import Asked, asked_of
+from CTSegLogic.app.segmenting import Asked, Looks, add_tags, asked_of, refuse_lone_tags
 from CTSegLogic.files.atomic import clear_scratch, refused
 from CTSegLogic.files.segfile import outputs_of
 from CTSegLogic.files.weights import file_sha256, find_card
@@ -38,6 +39,7 @@ def batch(options: argparse.Namespace, run: Run) -> int:
 
     runs = runs_for(run, options.devices, options.processes)
     refuse_lone(options)
+    refuse_lone_tags(options, "html")
     asked = asked_of(options, Session(runs[0]))
     folder: Path = options.output
     scans = find_scans(options.folder, options.list, without=folder.absolute())
@@ -53,7 +55,7 @@ def batch(options: argparse.Namespace, run: Run) -> int:
         todo = book.begin()
         if todo:
             _work(_crew(asked, runs, run), todo, book, run)
-        book.ledger.write()
+        book.close()
         book.tell(options.json)
         return _PARTLY if book.counts()["failed"] else 0
 
@@ -91,7 +93,7 @@ class Book:
                 seen=f"{self.folder} holds a batch already.",
                 hint="Add --resume to go on with it, or --overwrite to begin again.",
             )
-        written = [path for output in self.outputs.values() for path in outputs_of(output)]
+        written = [path for case in self.outputs for path in self._files(case)]
         clear_scratch([*written, *(self.folder / name for name in TABLES)])
         rows, todo = [], []
         for scan in self.scans:
@@ -101,7 +103,8 @@ class Book:
                     self.kept += 1
                     continue
                 self._refuse_foreign(scan.name)
-                todo.append(Order(scan=scan, output=self.outputs[scan.name], naming=self.options.naming))
+                output, looks = self.outputs[scan.name], self._looks(scan.name)
+                todo.append(Order(scan=scan, output=output, naming=self.options.naming, looks=looks))
             rows.append(row)
         self.ledger.begin(rows)
         return todo
@@ -116,11 +119,19 @@ class Book:
             peak_mib=f"{outcome.peak_mib:.0f}",
         )
         amounts = [
-            Amount(case=scan.name, structure=k, status=s, ml=f"{ml:.4f}") for k, s, ml in outcome.amounts
+            Amount(case=scan.name, structure=k, status=s, ml=f"{ml:.4f}", flags=flags)
+            for k, s, ml, flags in outcome.amounts
         ]
         self.ledger.add(row, amounts)
         if not outcome.done:
             sys.stderr.write(f"{scan.name} failed: {row.message}\n")
+
+    def close(self) -> None:
+        """Writes both tables whole, and the page on all scans where it is wanted."""
+        self.ledger.write()
+        if self.options.html:
+            rows = [self.ledger.rows[scan.name] for scan in self.scans]
+            write_overview(rows, self.ledger.amounts, self.folder)
 
     def counts(self) -> Mapping[str, int]:
         """How many scans of this batch are done, failed, skipped and cancelled."""
@@ -130,10 +141,13 @@ class Book:
         """Prints the result: every scan for programs, the counts and what failed for people."""
         rows = [self.ledger.rows[scan.name] for scan in self.scans]
         if as_json:
-            cases = [
-                {**asdict(r), "ml": {a.structure: float(a.ml) for a in self.ledger.amounts.get(r.case, ())}}
-                for r in rows
-            ]
+            cases = []
+            for row in rows:
+                own = self.ledger.amounts.get(row.case, ())
+                ml = {a.structure: float(a.ml) for a in own}
+                cases.append(
+                    {**asdict(row), "ml": ml, "flags": {a.structure: a.flags for a in own if a.flags}}
+                )
             say({"format": 1, "counts": dict(self.counts()), "kept": self.kept, "cases": cases})
             return
         for row in rows:
@@ -142,6 +156,19 @@ class Book:
         said = ", ".join(f"{count} {status}" for status, count in self.counts().items() if count)
         kept = f" ({self.kept} before)" if self.kept else ""
         sys.stdout.write(f"{said}{kept}; see {self.folder / TABLES[0]} and {TABLES[1]}\n")
+
+    def _looks(self, case: str) -> Looks:
+        """What goes beside a scan's result."""
+        output, wish = self.outputs[case], self.options
+        return Looks(
+            html=page_beside(output) if wish.html else None,
+            uncertainty=map_beside(output) if wish.uncertainty else None,
+            tags=wish.patient_tags,
+        )
+
+    def _files(self, case: str) -> tuple[Path, ...]:
+        """Every file that doing a scan makes."""
+        return (*outputs_of(self.outputs[case]), *self._looks(case).paths)
 
     def _row(self, scan: Scan) -> Row:
         if scan.skipped or scan.fault:
@@ -163,12 +190,12 @@ class Book:
         same = (
             old is not None and old.status == "done" and (old.options, old.input) == (row.options, row.input)
         )
-        return same and all(path.exists() for path in outputs_of(self.outputs[row.case]))
+        return same and all(path.exists() for path in self._files(row.case))
 
     def _refuse_foreign(self, case: str) -> None:
         if self.options.overwrite or case in self.ledger.rows:
             return
-        for path in outputs_of(self.outputs[case]):
+        for path in self._files(case):
             if path.exists():
                 raise OutputRefused(
                     seen=f"{path} exists already, and no batch has noted that it wrote it.",
@@ -187,6 +214,8 @@ def fingerprint(asked: Asked, options: argparse.Namespace) -> str:
         [str(item) for item in sorted(overrides_of(options).deciding().items())],
         [options.backend, *(find_card(n).to_json() for n in (options.locate, options.refine) if n)],
     ]
+    if options.html and options.patient_tags:
+        parts.append(["patient tags"])  # pages made without them are to be made again
     if options.template is not None:
         parts.append([file_sha256(options.template), options.skull_strip])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -225,7 +254,7 @@ def _work(make: Callable[[Run], Crew[Order, Outcome]], todo: Sequence[Order], bo
     try:
         make(replace(run, progress=progress)).work(iter(enumerate(todo)), tell)
     except Cancelled as error:
-        book.ledger.write()
+        book.close()
         seen = f"The batch was cancelled: {done} of {len(todo)} scans were done."
         raise Cancelled(seen=seen, hint="Add --resume to go on.") from error
 
@@ -257,3 +286,8 @@ def add_batch(p: Any) -> None:
         "--workers", dest="processes", type=int, metavar="N", help="processes, each with its own models"
     )
     p.add_argument("--devices", metavar="A,B", help="one process on each, such as cuda:0,cuda:1")
+    p.add_argument(
+        "--html", action="store_true", help="a page beside each result, and OUT_DIR/report.html on them all"
+    )
+    p.add_argument("--uncertainty", action="store_true", help="NAME.uncertainty.nii.gz beside each result")
+    add_tags(p)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from CTSegLogic.app.asked import mask_on
 from CTSegLogic.app.outputs import CORRECTED, LABELS, PLACED, STRIPPED, TRANSFORM
+from CTSegLogic.app.quality import flagged
 from CTSegLogic.app.session import Session
 from CTSegLogic.engine.origin import Stages
 from CTSegLogic.files.images import read_image
@@ -30,7 +31,6 @@ from CTSegLogic.systems.brain.stages import (
     scaled,
 )
 from CTSegLogic.systems.brain.strip import Stripped, is_stripped, skull_stripped
-from CTSegLogic.values.checks import with_warnings
 from CTSegLogic.values.errors import ImageInvalid
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.move import move
@@ -108,7 +108,7 @@ def segment_brain(session: Session, volume: Volume, request: Request, options: B
         write_labelmap(found, options.keep / LABELS)
     back = on_scan(found, alignment, volume.grid, run.workers)
     stages.mark("back")
-    return with_warnings(replace(back, origin=_origin(back.origin, brain, alignment, options, stages)))
+    return flagged(replace(back, origin=_origin(back.origin, brain, alignment, options, stages)))
 
 
 def _keep(volume: Volume, options: BrainOptions, name: str) -> None:

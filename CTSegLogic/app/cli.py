@@ -232,8 +232,7 @@ def _segment(sub: Any) -> None:
         "-o", "--output", type=Path, required=True, metavar="OUT", help=".seg.nrrd .nii.gz .seg.dcm .rt.dcm"
     )
     p.add_argument("--naming", choices=_NAMING, default="name")
-    p.add_argument("--preview", type=Path, metavar="PNG", help="a picture of the result")
-    p.add_argument("--report", type=Path, metavar="JSON", help="volumes, confidence, warnings, seconds")
+    segmenting.add_looks(p)
     p.add_argument(
         "--per-head", type=Path, metavar="DIR", help="also one label map per head, before they are merged"
     )

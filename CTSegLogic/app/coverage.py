@@ -12,18 +12,19 @@ from dataclasses import replace
 from typing import Any
 
 from CTSegLogic.files.weights import find_card
-from CTSegLogic.values.card import SCORER, Card, Head, Prepare
+from CTSegLogic.values.card import SCORER, Card, Head, Prepare, facts_of
 from CTSegLogic.values.checks import hu_warnings
 from CTSegLogic.values.errors import Cancelled, CTSegError, out_of_memory
 from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.heights import Heights, slab_of
-from CTSegLogic.values.prediction import Entry, Layer, Origin, Prediction
+from CTSegLogic.values.prediction import Entry, Flag, Layer, Origin, Prediction
 from CTSegLogic.values.prompt import Ask
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.structures import Structure
 from CTSegLogic.values.volume import Volume
 
 _WORTH = 0.8  # share of a scan's slices from which cutting the rest off saves too little to move the tiles
+_CRUMB = 0.02  # share of a structure that may be cut off without a word
 _OPTION = "body part"
 
 Segment = Callable[[Volume, Ask, Run], Prediction]
@@ -65,7 +66,8 @@ class Coverage:
         by_key = {entry.structure.key: entry for entry in found.entries} | missing
         entries = tuple(by_key[s.key] for s in ask.structures)
         low, high = _shown(heights)
-        return _noted(replace(found, entries=entries), tuple(said), f"{low:.1f} to {high:.1f}")
+        where = f"{low:.1f} to {high:.1f}"
+        return _noted(replace(found, entries=entries), tuple(said), where, scorer_of(ranged[0]))
 
     def _heights(self, scorer: str) -> tuple[Heights | None, str]:
         """The scan's scores by a scorer, and why there are none where a reason is worth a sentence."""
@@ -151,13 +153,18 @@ def _left_out(head: Head, heights: Heights) -> str:
 
 
 def _not_covered(structure: Structure, head: Head, heights: Heights) -> Entry:
-    said = (f"not in the field of view: {_reach(head, heights)}",)
-    return Entry(structure=structure, layer=0, value=0, status="not covered", ml=0.0, warnings=said)
+    said = f"not in the field of view: {_reach(head, heights)}"
+    flags = (Flag(kind="body part", text=said),)
+    return Entry(
+        structure=structure, layer=0, value=0, status="not covered", ml=0.0, warnings=(said,), flags=flags
+    )
 
 
-def _noted(prediction: Prediction, said: tuple[str, ...], where: str) -> Prediction:
+def _noted(prediction: Prediction, said: tuple[str, ...], where: str, scorer: str = "") -> Prediction:
     origin: Origin = prediction.origin
     options = {**origin.options, _OPTION: where}
+    if scorer:  # its weights decide as well
+        options["body part by"] = " ".join(facts_of(find_card(scorer)).values())
     return replace(prediction, origin=replace(origin, options=options, warnings=(*said, *origin.warnings)))
 
 
@@ -177,12 +184,21 @@ def _kept(prediction: Prediction, inside: Mapping[str, Box]) -> Prediction:
             if lost := int(gone.sum()):
                 arrays[entry.layer] = array = array.copy() if array is layer.array else array
                 array[gone] = 0
-                kept = replace(entry, ml=(before - lost) * prediction.grid.voxel_ml)
-            if lost == before:
-                kept = replace(entry, status="absent", ml=0.0, confidence=None)
+                kept = _cut_off(entry, lost / before, (before - lost) * prediction.grid.voxel_ml)
         entries.append(kept)
     layers = tuple(
         Layer(array=arrays[n], box=layer.box) if n in arrays else layer
         for n, layer in enumerate(prediction.layers)
     )
     return replace(prediction, layers=layers, entries=tuple(entries))
+
+
+def _cut_off(entry: Entry, share: float, ml: float) -> Entry:
+    """An entry that has lost a share of its voxels, `ml` (mL) of it left; flagged unless it was a crumb."""
+    flags = entry.flags
+    if share >= _CRUMB:
+        said = f"{100 * share:.0f} % of it, out of its model's part of the body, were cut off"
+        flags = (*flags, Flag(kind="body part", text=said, value=round(share, 4)))
+    if share == 1:
+        return replace(entry, status="absent", ml=0.0, confidence=None, flags=flags)
+    return replace(entry, ml=ml, flags=flags)

@@ -12,7 +12,7 @@ import io
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,12 +49,14 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Amount:
-    """The volume `ml` (mL) of one structure, by key, in one scan; status: found, absent, not covered."""
+    """One structure, by key, in one scan: status (found, absent, not covered), volume `ml` (mL) and kinds of
+    quality `flags`, joined by "; "."""
 
     case: str
     structure: str
     status: str
     ml: str
+    flags: str = ""
 
 
 class Ledger:
@@ -107,9 +109,10 @@ class Table:
     def __init__(self, path: Path, kind: type[Any]) -> None:
         self.path, self.kind = path, kind
         self.names = [field.name for field in fields(kind)]
+        self.least = sum(field.default is MISSING for field in fields(kind))
 
     def read(self) -> list[Any]:
-        """The rows; those of a torn last line are left out.
+        """The rows; those of a torn last line are left out, columns that an older table lacks are empty.
 
         Raises:
             OutputRefused: a file of that name is something else.
@@ -118,16 +121,13 @@ class Table:
             return []
         whole, _, _ = self.path.read_bytes().rpartition(b"\n")
         rows = list(csv.reader(io.StringIO(whole.decode("utf-8", "replace"), newline="")))
-        if rows and rows[0] != self.names:
+        names = rows[0] if rows else self.names
+        if names != self.names[: max(len(names), self.least)]:
             raise OutputRefused(
                 seen=f"{self.path} is not the table of a batch.",
                 hint="Choose another folder for the results.",
             )
-        return [
-            self.kind(**dict(zip(self.names, row, strict=True)))
-            for row in rows[1:]
-            if len(row) == len(self.names)
-        ]
+        return [self.kind(**dict(zip(names, row, strict=True))) for row in rows[1:] if len(row) == len(names)]
 
     def write(self, rows: Sequence[Any]) -> None:
         """Writes the file whole."""

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from CTSegLogic.app.scans import Scan
-from CTSegLogic.app.segmenting import Asked, segment_volume
+from CTSegLogic.app.segmenting import Asked, Looks, segment_volume, write_looks
 from CTSegLogic.files.segfile import check_source, write_segmentation
 from CTSegLogic.values.errors import Cancelled, CTSegError, WeightsMissing
 from CTSegLogic.values.prediction import Prediction
@@ -37,11 +37,12 @@ _IN_MEMORY = 2  # scans: one in the network, and the next being read or the last
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """One scan to do: what to read, where its result goes, how structures are named there."""
+    """One scan to do: what to read, where its result goes, how structures are named, what goes beside."""
 
     scan: Scan
     output: Path
     naming: str = "name"
+    looks: Looks = field(default_factory=Looks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +54,14 @@ class Outcome:
         message: why not, or the warnings.
         seconds: reading, segmenting and writing together.
         peak_mib: most memory of this process, or of its GPU, while the network ran.
-        amounts: (key, status, mL) of each structure.
+        amounts: (key, status, mL, kinds of flags) of each structure.
     """
 
     done: bool
     message: str
     seconds: float = 0.0
     peak_mib: float = 0.0
-    amounts: tuple[tuple[str, str, float], ...] = ()
+    amounts: tuple[tuple[str, str, float, str], ...] = ()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -139,8 +140,11 @@ class Pipeline:
                     written = write_segmentation(
                         found, job.order.output, volume=job.volume, naming=job.order.naming
                     )
+                    assert job.volume is not None
+                    write_looks(found, job.volume, job.order.looks)
                     job.notes += [*found.origin.warnings, *written.notes]
-            amounts = () if found is None else tuple((e.structure.key, e.status, e.ml) for e in found.entries)
+            entries = () if found is None else found.entries
+            amounts = tuple((e.structure.key, e.status, e.ml, "; ".join(e.flag_kinds)) for e in entries)
             tell(
                 job.number,
                 Outcome(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from CTSegLogic.app.metrics import components
+from CTSegLogic.app.quality import pieces_of
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.values.errors import PackageMissing
 from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.move import move
-from CTSegLogic.values.prediction import Entry, Prediction
+from CTSegLogic.values.prediction import UNREVIEWED, Entry, Flag, Prediction
 from CTSegLogic.values.volume import Volume
 
 _SOFT_TISSUE_HU = (-160.0, 240.0)
 _MARGIN_MM = 40.0  # of anatomy shown around the structures
 _SHOWN = 5  # conflicts in the text; the JSON has all
+_ROOM = {True: {"top": 0.9, "bottom": 0.07}, False: {"top": 0.93, "bottom": 0.03}}
 _INK, _PAPER = "#e8e8e8", "#111317"
 
 
@@ -40,31 +42,36 @@ class Line:
     components: int
     mean_hu: float | None
     confidence: float | None
+    usual_ml: tuple[float, float] | None
+    flags: tuple[Flag, ...]
     warnings: tuple[str, ...]
 
 
 def lines_of(prediction: Prediction, volume: Volume) -> list[Line]:
     """A line for every structure that was asked for, in the prediction's order."""
-    return [_line(prediction, volume, entry) for entry in prediction.entries]
+    pieces = pieces_of(prediction)
+    return [
+        _line(prediction, volume, entry, pieces.get(entry.structure.key, ())) for entry in prediction.entries
+    ]
 
 
-def _line(prediction: Prediction, volume: Volume, entry: Entry) -> Line:
-    voxels = parts = 0
+def _line(prediction: Prediction, volume: Volume, entry: Entry, pieces: Sequence[int]) -> Line:
     mean = None
-    if entry.status == "found":
+    if entry.status == "found" and pieces:
         layer = prediction.layers[entry.layer]
         mask = layer.array == entry.value
-        voxels, parts = int(mask.sum()), components(mask)
         mean = round(float(volume.array[0][layer.box.slices][mask].mean(dtype=np.float64)), 1)
     return Line(
         key=entry.structure.key,
         name=entry.structure.name,
         status=entry.status,
         ml=round(entry.ml, 3),
-        voxels=voxels,
-        components=parts,
+        voxels=sum(pieces),
+        components=len(pieces),
         mean_hu=mean,
         confidence=None if entry.confidence is None else round(entry.confidence, 3),
+        usual_ml=entry.structure.plausible_ml,
+        flags=entry.flags,
         warnings=entry.warnings,
     )
 
@@ -101,11 +108,12 @@ def _conflicts(prediction: Prediction) -> list[str]:
     return [f"Conflicts: {', '.join(said[:_SHOWN])}{more}"] if said else []
 
 
-def as_table(prediction: Prediction, volume: Volume) -> dict[str, Any]:
-    """The report as a JSON object; the scan is called by its file's name only."""
+def as_table(prediction: Prediction, volume: Volume, tags: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The report as a JSON object; the scan is called by its file's name, and by patient tags if given."""
+    patient = {"patient": dict(tags)} if tags else {}
     return {
         "format": 1,
-        "status": "automatic, unreviewed; research use only",
+        "status": f"{UNREVIEWED}; research use only",
         "image": volume.name,
         "grid": {
             "shape_kji": prediction.grid.shape,
@@ -113,13 +121,16 @@ def as_table(prediction: Prediction, volume: Volume) -> dict[str, Any]:
         },
         "structures": [asdict(line) for line in lines_of(prediction, volume)],
         "origin": asdict(prediction.origin),
+        **patient,
     }
 
 
-def write_report(prediction: Prediction, volume: Volume, path: Path) -> None:
+def write_report(
+    prediction: Prediction, volume: Volume, path: Path, tags: Mapping[str, str] | None = None
+) -> None:
     """Writes the report as JSON, whole or not at all."""
     with replaced(path) as part:
-        text = json.dumps(as_table(prediction, volume), indent=1, ensure_ascii=False)
+        text = json.dumps(as_table(prediction, volume, tags), indent=1, ensure_ascii=False)
         part.write_text(text + "\n", encoding="utf-8")
 
 
@@ -136,6 +147,18 @@ def write_preview(prediction: Prediction, volume: Volume, path: Path) -> None:
         _draw(figure, prediction, volume)
 
 
+def preview_png(prediction: Prediction, volume: Volume) -> bytes:
+    """The picture of `write_preview` as the bytes of a PNG.
+
+    Raises:
+        PackageMissing: matplotlib is not installed.
+    """
+    figure, buffer = _figure((12.0, 5.0), _PAPER), io.BytesIO()
+    _draw(figure, prediction, volume, titled=False)
+    figure.savefig(buffer, format="png", facecolor=_PAPER)
+    return buffer.getvalue()
+
+
 @contextlib.contextmanager
 def drawing(inches: tuple[float, float], path: Path, paper: str = "white") -> Iterator[Any]:
     """A matplotlib figure that is written as a PNG, whole or not at all, when the block ends.
@@ -143,6 +166,13 @@ def drawing(inches: tuple[float, float], path: Path, paper: str = "white") -> It
     Raises:
         PackageMissing: matplotlib is not installed.
     """
+    figure = _figure(inches, paper)
+    yield figure
+    with replaced(path) as part:
+        figure.savefig(part, format="png", facecolor=paper)
+
+
+def _figure(inches: tuple[float, float], paper: str) -> Any:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -152,20 +182,26 @@ def drawing(inches: tuple[float, float], path: Path, paper: str = "white") -> It
         ) from error
     figure = Figure(figsize=inches, dpi=110, facecolor=paper)
     FigureCanvasAgg(figure)
-    yield figure
-    with replaced(path) as part:
-        figure.savefig(part, format="png", facecolor=paper)
+    return figure
 
 
-def _draw(figure: Any, prediction: Prediction, volume: Volume) -> None:
+def _draw(figure: Any, prediction: Prediction, volume: Volume, *, titled: bool = True) -> None:
     shown = _upright(prediction, volume)
     found = [e for e in prediction.entries if e.status == "found"]
     places = figure.add_gridspec(
-        1, 4, width_ratios=[1.15, 1, 1, 0.75], wspace=0.04, left=0.01, right=0.99, top=0.9, bottom=0.07
+        1,
+        4,
+        width_ratios=[1.15, 1, 1, 0.75],
+        wspace=0.04,
+        left=0.01,
+        right=0.99,
+        **_ROOM[titled],
     )
     for column, view in enumerate(("axial", "coronal", "sagittal")):
         _draw_plane(figure.add_subplot(places[column]), shown, view, found)
     _draw_legend(figure.add_subplot(places[3]), prediction, found)
+    if not titled:
+        return
     figure.suptitle(
         f"{volume.name}: {prediction.origin.prompt or 'segmentation'}",
         color=_INK,

@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from CTSegLogic.app.coverage import Coverage, on_whole
+from CTSegLogic.app.provenance import with_provenance
+from CTSegLogic.app.quality import flagged
 from CTSegLogic.app.staged import segment_staged
 from CTSegLogic.engine.stages import box_of
 from CTSegLogic.files.weights import cards, find_card, installed
 from CTSegLogic.systems import System, open_system
 from CTSegLogic.values.card import Card
-from CTSegLogic.values.checks import scan_warnings, with_warnings
+from CTSegLogic.values.checks import scan_warnings
 from CTSegLogic.values.choice import ranked, shared, why
+from CTSegLogic.values.doubt import DoubtMap, check_telling
 from CTSegLogic.values.errors import (
     ImageInvalid,
     OutOfMemory,
@@ -84,7 +87,7 @@ class Session:
 
     def _found(self, card: Card, part: Volume, ask: Ask, run: Run) -> Prediction:
         """What one model finds; on the CPU when an accelerator's memory does not suffice."""
-        if len(run.devices) > 1 and card.system == "clnet":
+        if len(run.devices) > 1 and run.doubt is None and card.system == "clnet":
             from CTSegLogic.app.crew import runs_for
             from CTSegLogic.app.heads import segment_shared
 
@@ -116,10 +119,14 @@ class Session:
         """
         request = request or Request()
         if request.locate is not None or request.refine is not None:
-            return segment_staged(self, volume, request)
+            return with_provenance(flagged(segment_staged(self, volume, request)), request, self.run)
         plan = self.plan(request, volume.modality)
         part, box = _looked_at(volume, request.roi)
         run = replace(self.run, quality=request.quality, overrides=request.overrides or self.run.overrides)
+        silent: tuple[str, ...] = ()
+        if run.overrides.uncertainty:
+            silent = check_telling({card.name: card.system for card, _ in plan}, request.prompt)
+            run = replace(run, doubt=DoubtMap(volume.grid))
         before = request.before[box.slices] if request.before is not None else None
         # A region is a choice of where to look: nobody second-guesses it.
         where = Coverage(part, run, self.load, wanted=request.roi is None)
@@ -141,6 +148,7 @@ class Session:
             predictions = settled(predictions, lambda n, key: trust_in(plan[n][0], key))
         merged = merge(predictions)
         told = (
+            *silent,
             *notes_of(request.prompt, [card for card, _ in plan]),
             *_chosen(request, plan, volume.modality),
         )
@@ -152,7 +160,10 @@ class Session:
                 warnings=tuple(dict.fromkeys((*told, *merged.origin.warnings))),
             ),
         )
-        return with_warnings(on_whole(merged, volume.grid, box))
+        whole = on_whole(merged, volume.grid, box)
+        if run.doubt is not None:
+            whole = replace(whole, doubt=run.doubt.array)
+        return with_provenance(flagged(whole), request, run)
 
 
 def _chosen(request: Request, plan: Sequence[tuple[Card, Ask]], modality: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 from CTSegLogic.engine.stages import FromMask, Region
 from CTSegLogic.files.weights import find_card
 from CTSegLogic.systems import Locates, Refines, System
-from CTSegLogic.values.card import Card
+from CTSegLogic.values.card import Card, facts_of
 from CTSegLogic.values.errors import SettingInvalid
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.prediction import Entry, Prediction, merge
@@ -165,5 +165,5 @@ def _run(models: Models, request: Request) -> Run:
 
 def _noted(found: Prediction, said: tuple[str, ...], card: Card | None) -> Prediction:
     origin: Any = found.origin
-    cards = origin.cards if card is None else (*origin.cards, {"name": card.name, "version": card.version})
+    cards = origin.cards if card is None else (*origin.cards, facts_of(card))
     return replace(found, origin=replace(origin, cards=cards, warnings=(*origin.warnings, *said)))

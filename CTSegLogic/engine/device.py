@@ -46,11 +46,16 @@ def pick_device(run: Run) -> torch.device:
     return device
 
 
+def precision_of(device: torch.device, run: Run) -> str:
+    """The precision a run has on a device: "auto" is fp16 on CUDA and fp32 elsewhere."""
+    if run.precision != "auto":
+        return run.precision
+    return "fp16" if device.type == "cuda" else "fp32"
+
+
 def autocast(device: torch.device, run: Run) -> contextlib.AbstractContextManager[Any]:
-    """The precision of the network: "auto" is fp16 on CUDA and fp32 elsewhere."""
-    precision = run.precision
-    if precision == "auto":
-        precision = "fp16" if device.type == "cuda" else "fp32"
+    """The precision of the network, as a context."""
+    precision = precision_of(device, run)
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, _HALF[precision])

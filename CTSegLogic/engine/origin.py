@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from CTSegLogic.engine.device import MemoryPlan
+from CTSegLogic.engine.device import MemoryPlan, precision_of
 from CTSegLogic.values.card import Card
 from CTSegLogic.values.prediction import Origin
 from CTSegLogic.values.prompt import Ask
@@ -54,7 +54,7 @@ def origin_of(
         options={
             "quality": run.quality,
             "device": str(device),
-            "precision": run.precision,
+            "precision": precision_of(device, run),
             "backend": backend,
             "overlap": str(plan.tiling.overlap),
             "blend": plan.tiling.blend,

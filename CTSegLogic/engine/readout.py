@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from CTSegLogic.engine.doubt import Doubt
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.move import axis_taps, route
 
@@ -68,6 +69,7 @@ class Readout:
         window_k: first slice of the model's grid that may hold anything, and the one after the last; None
             looks everywhere.
         orders: along each of the model's axes smooth mode interpolates (1) or takes the nearest voxel (0).
+        doubt: notes how unsure it is of each voxel, or None (engine/doubt.py).
         labels: the result on `scan` after `finish`.
         shares, counts: per class, sum of probabilities and number of the voxels looked at, on the model's
             grid.
@@ -84,6 +86,7 @@ class Readout:
     own: bool = True
     window_k: tuple[int, int] | None = None
     orders: tuple[int, int, int] = (1, 1, 1)
+    doubt: Doubt | None = None
     labels: NDArray[Any] = field(init=False)
     shares: NDArray[np.float64] = field(init=False)
     counts: NDArray[np.int64] = field(init=False)
@@ -113,6 +116,8 @@ class Readout:
         for n in range(len(found)):
             if not self.inside(start_k + n):
                 found[n] = 0
+        if self.doubt is not None:
+            self.doubt.note(start_k, slab, found, self._looked(start_k, covered))
         self._count(slab, found)
         codes = found.cpu().numpy().astype(self.dtype)
         if self._smooth is not None:
@@ -125,6 +130,11 @@ class Readout:
     def inside(self, k: int) -> bool:
         """Whether a slice of the model's grid lies in the window."""
         return self.window_k is None or self.window_k[0] <= k < self.window_k[1]
+
+    def _looked(self, start_k: int, covered: Tensor) -> Tensor:
+        """Where slices start_k.. have labels of the network's: covered by a tile, inside the window."""
+        inside = [self.inside(start_k + n) for n in range(len(covered))]
+        return covered & torch.tensor(inside, device=covered.device)[:, None, None]
 
     def finish(self) -> NDArray[Any]:
         """The labels on the scan's grid."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.dicom import mask_on_source, program_version, source_headers
 from CTSegLogic.files.dicomheaders import BROKEN
+from CTSegLogic.files.dicomnotes import add_provenance, remark_on
 from CTSegLogic.values.errors import GridMismatch, ImageInvalid, OutputRefused
 from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.prediction import Entry, Layer, Origin, Prediction, Status, smallest_unsigned
@@ -64,10 +65,9 @@ def write_seg(
     with pydicom.config.disable_value_validation(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         algorithm = _algorithm(prediction.origin)
-        segments = [
-            _described(n, e.structure, name(e.structure), algorithm) for n, e in enumerate(kept, start=1)
-        ]
+        segments = [_described(n, e, name(e.structure), algorithm) for n, e in enumerate(kept, start=1)]
         seg = _segmentation(segments, pixels, headers, volume, "LABELMAP" if labelmap else "BINARY")
+        add_provenance(seg, prediction)
         with replaced(path) as part:
             seg.save_as(part)
     return left_out(prediction, kept)
@@ -168,10 +168,11 @@ def _geometry(volume: Volume) -> tuple[Any, Any, list[Any]]:
     )
 
 
-def _described(number: int, structure: Structure, label: str, algorithm: Any) -> Any:
+def _described(number: int, entry: Entry, label: str, algorithm: Any) -> Any:
     import highdicom
 
-    described = highdicom.seg.SegmentDescription(
+    structure = entry.structure
+    segment = highdicom.seg.SegmentDescription(
         segment_number=number,
         segment_label=label[:64],
         segmented_property_category=coded(structure.category),
@@ -183,9 +184,10 @@ def _described(number: int, structure: Structure, label: str, algorithm: Any) ->
         display_color=highdicom.color.CIELabColor.from_rgb(*structure.color),
     )
     if structure.modifier:
-        kind = described.SegmentedPropertyTypeCodeSequence[0]
+        kind = segment.SegmentedPropertyTypeCodeSequence[0]
         kind.SegmentedPropertyTypeModifierCodeSequence = [coded(structure.modifier)]
-    return described
+    segment.SegmentDescription = remark_on(entry)
+    return segment
 
 
 def coded(code: Code) -> Any:

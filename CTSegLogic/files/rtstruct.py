@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.contours import contours_of, filled, slab_of
-from CTSegLogic.files.dicom import OF_THE_STUDY, mask_on_source, program_version, source_headers
+from CTSegLogic.files.dicom import OF_THE_STUDY, mask_on_source, source_headers
 from CTSegLogic.files.dicomheaders import BROKEN
+from CTSegLogic.files.dicomnotes import add_provenance, remark_on
 from CTSegLogic.files.dicomseg import coded, left_out
 from CTSegLogic.values.errors import GridMismatch, ImageInvalid, OutputRefused
 from CTSegLogic.values.grid import Grid
-from CTSegLogic.values.prediction import Entry, Origin, Prediction
+from CTSegLogic.values.prediction import UNREVIEWED, Entry, Origin, Prediction
 from CTSegLogic.values.structures import Structure
 from CTSegLogic.values.volume import Volume
 
@@ -92,7 +93,8 @@ def write_rtstruct(
         warnings.simplefilter("ignore")
         data = _dataset(headers[0], volume, prediction.origin)
         for number, (entry, contours) in enumerate(rois, start=1):
-            _add_roi(data, number, entry.structure, name(entry.structure), contours, volume)
+            _add_roi(data, number, entry, name(entry.structure), contours, volume)
+        add_provenance(data, prediction)
         with replaced(path) as part:
             # Implicit VR: in explicit VR a contour of more than 64 kB would not fit its element.
             pydicom.dcmwrite(part, data, implicit_vr=True, little_endian=True, enforce_file_format=True)
@@ -120,11 +122,10 @@ def _dataset(source: Any, volume: Volume, origin: Origin) -> Any:
     data.FrameOfReferenceUID = facts["frame_of_reference_uid"]
     data.Modality, data.SeriesNumber, data.SeriesDescription = "RTSTRUCT", _SERIES_NUMBER, "CTSeg contours"
     data.Manufacturer, data.ManufacturerModelName = "CTSegExtension", "CTSegLogic"
-    data.SoftwareVersions = program_version()
     data.OperatorsName = None
     data.StructureSetLabel, data.StructureSetName = "CTSeg", "CTSeg automatic contours"
     models = " + ".join(f"{card['name']} {card['version']}" for card in origin.cards)
-    data.StructureSetDescription = "automatic, unreviewed" + (f"; {models}" if models else "")
+    data.StructureSetDescription = UNREVIEWED + (f"; {models}" if models else "")
     data.StructureSetDate, data.StructureSetTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     data.InstanceCreationDate, data.InstanceCreationTime = data.StructureSetDate, data.StructureSetTime
     data.ApprovalStatus = "UNAPPROVED"
@@ -169,11 +170,12 @@ def _image(volume: Volume, k: int) -> Any:
 def _add_roi(
     data: Any,
     number: int,
-    structure: Structure,
+    entry: Entry,
     name: str,
     contours: Sequence[tuple[int, NDArray[np.float64]]],
     volume: Volume,
 ) -> None:
+    structure = entry.structure
     items = [
         _item(
             ContourNumber=n,
@@ -193,7 +195,7 @@ def _add_roi(
             ROINumber=number,
             ReferencedFrameOfReferenceUID=data.FrameOfReferenceUID,
             ROIName=name[:64],
-            ROIDescription="automatic, unreviewed",
+            ROIDescription=remark_on(entry),
             ROIGenerationAlgorithm="AUTOMATIC",
         )
     )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from CTSegLogic.values.errors import CTSegError
 from CTSegLogic.values.grid import Box, Grid
-from CTSegLogic.values.prediction import Conflict, Entry, Layer, Origin, Prediction
+from CTSegLogic.values.prediction import Conflict, Entry, Flag, Layer, Origin, Prediction
 from CTSegLogic.values.prompt import Classes, Everything, Points, Prompt, Text
 from CTSegLogic.values.run import Overrides, Request
 from CTSegLogic.values.structures import structure_from_row, structure_to_row
@@ -124,6 +124,7 @@ def read_result(message: Mapping[str, Any]) -> Prediction:
             seconds=origin["seconds"],
             warnings=tuple(origin["warnings"]),
             conflicts=tuple(Conflict(**c) for c in origin.get("conflicts", ())),
+            versions=dict(origin.get("versions", {})),
         ),
     )
 
@@ -178,6 +179,7 @@ def _entry_out(entry: Entry) -> dict[str, Any]:
         "ml": entry.ml,
         "confidence": entry.confidence,
         "warnings": entry.warnings,
+        "flags": [asdict(flag) for flag in entry.flags],
     }
 
 
@@ -190,6 +192,7 @@ def _entry_in(table: Mapping[str, Any]) -> Entry:
         ml=float(table["ml"]),
         confidence=table["confidence"],
         warnings=tuple(table["warnings"]),
+        flags=tuple(Flag(**flag) for flag in table.get("flags", ())),
     )
 
 

@@ -1,21 +1,16 @@
-"""What is worth a warning: about a scan before it is segmented, and about each structure after."""
+"""What is worth a warning about a scan before it is segmented; about each structure after, see quality."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 
 from CTSegLogic.values.grid import Grid
-from CTSegLogic.values.prediction import Entry, Prediction
 from CTSegLogic.values.volume import Volume
 
 _SHIFT_HU = 1024
 _SOFT_HU = (-150, 150)  # fat to muscle: the bulk of any body
 _SAMPLE = 200_000
 _LEAST_MM = 20.0
-_LOW_CONFIDENCE = 0.6
-EDGE = "touches the edge of the scan"
 
 
 def scan_warnings(volume: Volume, modality: tuple[str, ...]) -> tuple[str, ...]:
@@ -29,37 +24,6 @@ def scan_warnings(volume: Volume, modality: tuple[str, ...]) -> tuple[str, ...]:
     if "CT" in modality and volume.modality in ("", "CT"):
         said += hu_warnings(volume)
     return tuple(said)
-
-
-def with_warnings(prediction: Prediction) -> Prediction:
-    """The prediction with each entry's warnings filled in."""
-    return replace(prediction, entries=tuple(_checked(prediction, entry) for entry in prediction.entries))
-
-
-def _checked(prediction: Prediction, entry: Entry) -> Entry:
-    said = list(entry.warnings)
-    if entry.status == "found":
-        if touches_edge(prediction, entry):
-            said.append(EDGE)
-        limits = entry.structure.plausible_ml
-        if limits and not limits[0] <= entry.ml <= limits[1] and EDGE not in said:
-            said.append(f"{entry.ml:.1f} mL is outside the usual {limits[0]:g}-{limits[1]:g} mL")
-        if entry.confidence is not None and entry.confidence < _LOW_CONFIDENCE:
-            said.append(f"low confidence ({entry.confidence:.2f})")
-    return replace(entry, warnings=tuple(dict.fromkeys(said)))
-
-
-def touches_edge(prediction: Prediction, entry: Entry) -> bool:
-    """Whether a structure reaches the outermost voxels of the scan, so that a part of it may be missing."""
-    layer = prediction.layers[entry.layer]
-    for axis in range(3):
-        for at_edge, face in (
-            (layer.box.start_kji[axis] == 0, 0),
-            (layer.box.stop_kji[axis] == prediction.grid.shape[axis], -1),
-        ):
-            if at_edge and bool((layer.array.take(face, axis=axis) == entry.value).any()):
-                return True
-    return False
 
 
 def hu_warnings(volume: Volume) -> list[str]:

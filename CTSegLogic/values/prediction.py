@@ -14,6 +14,8 @@ from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.structures import Structure, suggest
 
 Status = Literal["found", "absent", "not covered", "failed"]
+FlagKind = Literal["edge", "volume", "parts", "confidence", "body part"]
+UNREVIEWED = "automatic, unreviewed"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,6 +38,22 @@ class Layer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Flag:
+    """A reason to look at a structure before it is used; see values/quality.py for when it is raised.
+
+    Attributes:
+        kind: edge (cut off by the scan's edge), volume (outside the usual range), parts (in more pieces than
+            it has), confidence (low), body part (not, or not all, where the model works).
+        text: the same as words, with its figure.
+        value: the figure: mL, number of parts, mean probability, share cut off; None where there is none.
+    """
+
+    kind: FlagKind
+    text: str
+    value: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One structure of a prediction.
 
@@ -45,7 +63,8 @@ class Entry:
         status: found, absent (looked for, not there), not covered (outside the field of view), failed.
         ml: volume in mL.
         confidence: mean probability of its voxels (0..1), or None where the system has none.
-        warnings: one sentence each, such as "touches the edge of the scan".
+        warnings: one sentence each, such as "touches the edge of the scan"; the flags' among them.
+        flags: what is to be looked at, for programs; they never change a voxel.
     """
 
     structure: Structure
@@ -55,6 +74,12 @@ class Entry:
     ml: float
     confidence: float | None = None
     warnings: tuple[str, ...] = ()
+    flags: tuple[Flag, ...] = ()
+
+    @property
+    def flag_kinds(self) -> tuple[str, ...]:
+        """The kinds of its flags."""
+        return tuple(flag.kind for flag in self.flags)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +109,8 @@ class Origin:
         seconds: time per stage.
         warnings: about the scan or the run, one sentence each.
         conflicts: where heads or models gave different answers, and who was followed.
+        versions: of this program, Python and the libraries that compute, by name; "platform" and "gpu".
+        status: that nobody has looked at it yet.
     """
 
     cards: tuple[Mapping[str, str], ...] = ()
@@ -92,16 +119,22 @@ class Origin:
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    status: str = UNREVIEWED
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """Label layers and what their values mean, on the grid of the input."""
+    """Label layers and what their values mean, on the grid of the input.
+
+    `doubt` (k, j, i; uint8) says how unsure the models were of each voxel, 0 certain .. 255; None unasked.
+    """
 
     grid: Grid
     layers: tuple[Layer, ...]
     entries: tuple[Entry, ...]
     origin: Origin = field(default_factory=Origin)
+    doubt: NDArray[np.uint8] | None = None
 
     def entry(self, key: str) -> Entry:
         """The entry of a structure.
@@ -169,12 +202,27 @@ def merge(predictions: Sequence[Prediction]) -> Prediction:
     origin = Origin(
         cards=tuple(card for p in predictions for card in p.origin.cards),
         prompt=first.origin.prompt,
-        options=first.origin.options,
+        options=_joined([p.origin for p in predictions]),
         seconds=seconds,
         warnings=tuple(dict.fromkeys(w for p in predictions for w in p.origin.warnings)),
         conflicts=tuple(c for p in predictions for c in p.origin.conflicts),
+        versions={k: v for p in predictions for k, v in p.origin.versions.items()},
     )
     return Prediction(grid=first.grid, layers=tuple(layers), entries=tuple(entries), origin=origin)
+
+
+def _joined(origins: Sequence[Origin]) -> dict[str, str]:
+    """The options of several origins; where they differ, each with the model that ran so."""
+    options: dict[str, str] = {}
+    for name in dict.fromkeys(name for origin in origins for name in origin.options):
+        said = [
+            (o.cards[0]["name"] if o.cards else "", o.options[name]) for o in origins if name in o.options
+        ]
+        alike = len({text for _, text in said}) == 1
+        options[name] = (
+            said[0][1] if alike else "; ".join(dict.fromkeys(f"{card}: {text}" for card, text in said))
+        )
+    return options
 
 
 def _shifted(entry: Entry, by: int) -> Entry:

@@ -1,7 +1,8 @@
 """What lies in what: which structures may share voxels, and which organ a lesion sits in.
 
 The table is `Resources/Labels/relations.json`: `parts` (a whole and what it contains; "@name" stands for all
-structures of a group), `through` (what runs through a whole and all its parts, such as vessels) and `hosts`.
+structures of a group), `through` (what runs through a whole and all its parts, such as vessels), `hosts`, and
+`several` (what is not in one piece).
 """
 
 from __future__ import annotations
@@ -40,7 +41,13 @@ def may_overlap(one: Structure, other: Structure) -> bool:
 
 def host_of(lesion: str) -> str | None:
     """The organ that a lesion lies in, where that is known."""
-    return _table()["hosts"].get(lesion)
+    host: str | None = _table()["hosts"].get(lesion)
+    return host
+
+
+def in_several_pieces(key: str) -> bool:
+    """Whether any number of pieces is natural, as for teeth or for vessels thinner than a voxel."""
+    return key in _table()["several"]
 
 
 def slots(structures: Sequence[Structure]) -> dict[str, int]:
@@ -71,7 +78,7 @@ def _runs_through(what: str, other: str) -> bool:
 
 
 @functools.cache
-def _table() -> dict[str, dict[str, Any]]:
+def _table() -> dict[str, Any]:
     return dict(json.loads(resource("Labels", "relations.json").read_text(encoding="utf-8")))
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from CTSegLogic.values.doubt import DoubtMap
 from CTSegLogic.values.errors import Cancelled, SettingInvalid
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.prompt import Everything, Prompt
@@ -19,7 +20,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Backend = Literal["auto", "torch", "openvino", "tensorrt"]
 
 
-_BESIDE = {"postprocess", "keep_features", "keep_features_gib", "per_head"}
+_BESIDE = {"postprocess", "keep_features", "keep_features_gib", "per_head", "uncertainty"}
 
 
 def _silent(fraction: float, text: str) -> None:
@@ -52,6 +53,8 @@ class Overrides:
         host_mm: lesions further than this from the organ they belong to are taken away; None keeps them.
         body_part: whether heads are left out, and look only, where a CT's place in the body says so.
         planes: "X", "Y", "Z", some of them or "A" for all: from where an RSTN looks at a scan.
+        uncertainty: whether the prediction holds `doubt`, how unsure the model is of each voxel; a model that
+            may see mirror images then runs twice.
     """
 
     window: tuple[int, int, int] | None = None
@@ -65,6 +68,7 @@ class Overrides:
     host_mm: float | None = None
     body_part: bool = True
     planes: str | None = None
+    uncertainty: bool = False
 
     def deciding(self) -> dict[str, Any]:
         """What decides a result, by name; where labels are made and what is kept beside them does not."""
@@ -120,6 +124,7 @@ class Run:
         workers: threads for resampling and reading.
         seed: of every random number.
         quality, overrides: see `Request`; a session takes them from there.
+        doubt: collects how unsure the models are of each voxel, or None; a session makes it.
         devices: several, among which the heads of a scan are shared out (clnet); () means `device` alone.
         progress: called with a fraction 0..1 and the stage's name.
         cancelled: asked between tiles; True stops the run with `Cancelled`.
@@ -134,6 +139,7 @@ class Run:
     quality: Quality = "balanced"
     overrides: Overrides = field(default_factory=Overrides)
     devices: tuple[str, ...] = ()
+    doubt: DoubtMap | None = None
     progress: Callable[[float, str], None] = _silent
     cancelled: Callable[[], bool] = _never
 
@@ -151,8 +157,8 @@ class Run:
         return replace(self, progress=lambda fraction, text: self.progress((n + fraction) / count, text))
 
     def settings(self) -> Run:
-        """The same run without its callbacks: what another process can be given."""
-        return replace(self, progress=_silent, cancelled=_never)
+        """The same run without its callbacks and what it collects: what another process can be given."""
+        return replace(self, progress=_silent, cancelled=_never, doubt=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,8 @@ def test_a_head_out_of_the_field_of_view_is_not_run_and_says_so(a_spanned_card, 
     liver = result.entry("liver")
     assert (liver.status, liver.ml) == ("not covered", 0.0)
     assert "not in the field of view" in liver.warnings[0]
+    assert liver.flag_kinds == ("body part",)
+    assert result.origin.options["body part by"].startswith("bodypart ")
     assert any("livers was left out: the scan shows 60 to 71" in w for w in result.origin.warnings)
     assert result.origin.options["body part"] == "60.0 to 71.1"
     assert not result.mask("liver").any()

@@ -13,7 +13,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(p.parent for p in (ROOT / "CTSegExtension").glob("*/CMakeLists.txt"))
-SHIPPED = ("Cards", "Labels", "Samples", "Tasks", "Weights")  # folders of Resources that go into the package
+SHIPPED = (
+    "Cards",
+    "Labels",
+    "Pages",
+    "Samples",
+    "Tasks",
+    "Weights",
+)  # folders of Resources that go into the package
 # What Slicer bundles or is part of it: all else is imported inside functions.
 BUNDLED = {
     "slicer",

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from CTSegLogic.values import errors
-from CTSegLogic.values.checks import EDGE, with_warnings
 from CTSegLogic.values.errors import Cancelled, CTSegError, GridMismatch, PromptUnknown
 from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.prediction import Entry, Layer, Origin, Prediction, layer_of, merge, smallest_unsigned
+from CTSegLogic.values.quality import EDGE, with_flags
 from CTSegLogic.values.structures import vocabulary
 
 GRID = Grid.of((10, 12, 14), spacing_mm=(2, 1, 1))
@@ -84,21 +84,21 @@ def test_the_edge_of_the_scan_is_noticed_on_all_six_sides():
             labels[tuple(where)] = 1
             entry = Entry(structure=vocabulary()["liver"], layer=0, value=1, status="found", ml=1500.0)
             p = Prediction(grid=GRID, layers=(layer_of(labels, [1]),), entries=(entry,))
-            assert with_warnings(p).entries[0].warnings == (EDGE,)
+            assert with_flags(p).entries[0].warnings == (EDGE,)
 
 
 def test_implausible_volume_and_low_confidence_are_said():
     p = a_prediction(liver=(2, 5))
-    said = with_warnings(p).entries[0].warnings
+    said = with_flags(p).entries[0].warnings
     assert len(said) == 1
     assert "outside the usual" in said[0]
     unsure = Entry(
         structure=vocabulary()["liver"], layer=0, value=1, status="found", ml=1500.0, confidence=0.4
     )
     p = Prediction(grid=GRID, layers=p.layers, entries=(unsure,))
-    assert with_warnings(p).entries[0].warnings == ("low confidence (0.40)",)
+    assert with_flags(p).entries[0].warnings == ("low confidence (0.40)",)
     absent = Entry(structure=vocabulary()["liver"], layer=0, value=1, status="absent", ml=0.0)
-    assert with_warnings(Prediction(grid=GRID, layers=p.layers, entries=(absent,))).entries[0].warnings == ()
+    assert with_flags(Prediction(grid=GRID, layers=p.layers, entries=(absent,))).entries[0].warnings == ()
 
 
 def test_smallest_unsigned():

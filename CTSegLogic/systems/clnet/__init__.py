@@ -19,12 +19,13 @@ from torch import Tensor
 from CTSegLogic.engine.backend import Accelerated, Accelerator
 from CTSegLogic.engine.compilers import Streams
 from CTSegLogic.engine.device import MemoryPlan, autocast
+from CTSegLogic.engine.doubt import tell, watch
 from CTSegLogic.engine.intensity import scaler
 from CTSegLogic.engine.merge import Merger
 from CTSegLogic.engine.origin import Stages, origin_of
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.resample import network_input
-from CTSegLogic.engine.window import slide
+from CTSegLogic.engine.window import Sink, slide
 from CTSegLogic.files.shelf import Shelf
 from CTSegLogic.files.weights import threads_named
 from CTSegLogic.systems.clnet.learn import ClNetLearner
@@ -93,7 +94,7 @@ class ClNet(Model):
                 work,
                 volume.grid,
                 mode,
-                mirrored=mirrored,
+                mirrored=mirrored or (run.doubt is not None and mirror_of(head, self.card) is not None),
                 own=head.name not in merged or run.overrides.per_head is not None,
             )
             for head, _, decoder in decoders
@@ -101,9 +102,11 @@ class ClNet(Model):
         most = self.most_channels(work, readouts, run)
         passes = passes_of(groups_of(ask, merged), [r.channels for r in readouts], most)
         merger = merger_of(ask, readouts, merged, among, len(passes))
+        watch(readouts, run)
         plan, fast = self._passed(decoders, readouts, passes, (image, occupied), run, merger)
         clock.mark("network")
         run.progress(1.0, "labels")
+        tell(readouts, run)
         layers, entries = kept(ask, readouts, merged, volume.grid, run)
         clock.mark("labels")
         return Claims(
@@ -140,10 +143,13 @@ class ClNet(Model):
                 call = self.once(mine, own)
                 fast = self.accelerator.use(call, image, own, plan, run, of=used, occupied=occupied)
                 mirrored = run.quality == "best" and all(
-                    mirror_of(h, self.card) is not None for h, _, _ in mine
+                    mirror_of(head, self.card) is not None and readout.matrix is None
+                    for (head, _, _), readout in zip(mine, own, strict=True)
                 )
                 predict = self._mirrored(fast, mine) if mirrored else fast
-                sinks = own if merger is None else merger.sinks(own)
+                sinks = list(own if merger is None else merger.sinks(own))
+                if run.doubt is not None and not mirrored:
+                    predict, sinks = self._doubted(fast, mine, own, sinks)
                 with autocast(self.device, run):
                     slide(image, predict, sinks, plan.tiling, step, occupied=occupied)
             told.append((plan, fast))
@@ -163,6 +169,23 @@ class ClNet(Model):
             return [(a + b) / 2 for a, b in zip(once(tiles), flipped, strict=True)]
 
         return both
+
+    def _doubted(
+        self, once: Streams, decoders: Sequence[Any], readouts: Sequence[Readout], sinks: Sequence[Sink]
+    ) -> tuple[Streams, list[Sink]]:
+        """The same streams and sinks behind those of mirror images, from which doubts are worked out."""
+        turns = {
+            n: turn
+            for n, (head, _, _) in enumerate(decoders)
+            if (turn := mirror_of(head, self.card)) is not None and readouts[n].matrix is None
+        }
+
+        def both(tiles: Tensor) -> list[Tensor]:
+            flipped = once(tiles.flip(-1)) if turns else []
+            return [*(flipped[n].flip(-1)[:, turn] for n, turn in turns.items()), *once(tiles)]
+
+        doubts = [doubt for n in turns if (doubt := readouts[n].doubt) is not None]
+        return both, [*doubts, *sinks]
 
 
 def _part_of(run: Run, n: int, count: int) -> Callable[[float, str], None]:

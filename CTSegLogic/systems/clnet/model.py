@@ -100,7 +100,7 @@ class Model:
 
     def tiled(self, work: Grid, readouts: Sequence[Readout], run: Run) -> MemoryPlan:
         """Tiles and memory of a run over a working grid."""
-        channels = sum(r.channels for r in readouts)
+        channels = sum(r.channels for r in readouts) * (1 if run.doubt is None else 2)
         tile = self._tile_bytes(run, max(r.channels for r in readouts)) + channels * self._stream_bytes(run)
         return plan_memory(self._tiling(run), work.shape, channels, tile, self.device, run)
 
@@ -116,7 +116,7 @@ class Model:
         free = free_bytes(self.device, run) * _NETWORK_SHARE
         left = free - self._tile_bytes(run, max(r.channels for r in readouts))
         if self.device.type == "cpu":
-            return int(left / (ring + self._stream_bytes(run)))
+            return int(left / (ring + self._stream_bytes(run)) / (1 if run.doubt is None else 2))
         # Beside an accelerator the ring may lie in main memory.
         memory = free_bytes(torch.device("cpu"), replace(run, memory_gib=None)) * _NETWORK_SHARE
         return int(min(left / self._stream_bytes(run), memory / ring))

@@ -16,6 +16,7 @@ import torch
 from CTSegLogic.engine.backend import Accelerated, Accelerator
 from CTSegLogic.engine.collect import collect
 from CTSegLogic.engine.device import MemoryPlan, autocast
+from CTSegLogic.engine.doubt import tell, watch
 from CTSegLogic.engine.origin import Stages, origin_of
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.resample import network_input
@@ -93,6 +94,7 @@ class Gcis(Model):
         readout = Readout(
             channels=count, model=work, scan=scan, classes=count, activation="sigmoid", mode=mode
         )
+        watch([readout], run)
         plan = tiled(self, work, count, run)
         network = streams(self, heads, ways)
         occupied = image.amax(0) > float(image.min()) + _EMPTY
@@ -103,6 +105,7 @@ class Gcis(Model):
             with autocast(self.device, run):
                 slide(image, fast, [readout], plan.tiling, run, occupied=occupied)
         readout.finish()
+        tell([readout], run)
         return readout, plan, fast
 
 

@@ -18,6 +18,7 @@ import torch
 from CTSegLogic.engine.backend import Accelerator
 from CTSegLogic.engine.collect import collect
 from CTSegLogic.engine.device import MemoryPlan, autocast, overridden, pick_device, plan_memory
+from CTSegLogic.engine.doubt import tell, watch
 from CTSegLogic.engine.origin import Stages, origin_of
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.window import Tiling, slide
@@ -95,6 +96,7 @@ class NnUNet:
         """A part's readout after its tiles, the plan it ran by, and what the backend had to say."""
         mode = "nearest" if run.quality == "fast" else "smooth"
         readout = ensemble.readout(head, ready, ready.part, mode)
+        watch([readout], run)
         plan = self._tiled(ensemble.part, ready, readout, run)
         image = ready.image.to(self.device)
         call = ensemble.call(mirrored=run.quality == "best")
@@ -103,6 +105,7 @@ class NnUNet:
             fast = self.accelerator.use(call, image, [readout], plan, run, of=of)
             with autocast(self.device, run):
                 slide(image, fast, [readout], plan.tiling, run)
+        tell([readout], run)
         return readout, plan, fast.notes
 
     def _tiled(self, part: Part, ready: Prepared, readout: Readout, run: Run) -> MemoryPlan:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from CTSegLogic.engine.device import pick_device
+from CTSegLogic.engine.device import pick_device, precision_of
 from CTSegLogic.engine.origin import Stages
 from CTSegLogic.engine.resample import network_input
 from CTSegLogic.engine.stages import MARGIN_MM, Region, box_of, region_of
@@ -173,7 +173,7 @@ class Rstn:
         options = {
             "quality": run.quality,
             "device": str(self.device),
-            "precision": run.precision,
+            "precision": precision_of(self.device, run),
             "planes": planes_of(self.settings, run),
             **{f"rounds {structure.key}": trail.said() for structure, trail in found},
         }

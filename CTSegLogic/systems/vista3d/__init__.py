@@ -21,6 +21,7 @@ from torch import Tensor
 from CTSegLogic.engine.backend import Accelerated, Accelerator
 from CTSegLogic.engine.collect import collect
 from CTSegLogic.engine.device import MemoryPlan, autocast, pick_device
+from CTSegLogic.engine.doubt import tell, watch
 from CTSegLogic.engine.origin import Stages, origin_of
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.window import Shared, Sink, slide
@@ -92,6 +93,7 @@ class Vista:
     ) -> tuple[list[Readout], MemoryPlan, Swept]:
         """The readouts of everything asked, filled in one pass with that window."""
         readouts = self.readouts(ask, ready.work, volume.grid.cropped(_part_of(volume.grid, ready.work)), run)
+        watch(readouts, run)
         streams: dict[str, list[Readout]] = {}
         for readout, (head, _) in zip(readouts, ask.heads, strict=True):
             streams.setdefault(head.file, []).append(readout)
@@ -111,7 +113,9 @@ class Vista:
 
         scan = fingerprint(volume) if run.overrides.keep_features is not None else ""
         place = feature_place(scan, used, self.card, ready, plan, run)
-        return readouts, plan, sweep(ready.image, network, list(streams.values()), plan, run, place)
+        swept = sweep(ready.image, network, list(streams.values()), plan, run, place)
+        tell(readouts, run)
+        return readouts, plan, swept
 
     def _clicked(self, volume: Volume, ask: Ask, run: Run) -> Prediction:
         """The object that clicks mean, or a mask corrected by them."""
