@@ -43,12 +43,18 @@ def check(options: argparse.Namespace) -> None:
     """Prints what a task file would train; nothing is run or written."""
     from CTSegLogic.train.grow import read_table, read_task
     from CTSegLogic.train.sequence import is_sequence, methods_of, steps_of
+    from CTSegLogic.train.sweep import is_sweep, members_of
 
     if is_sequence(options.task):
         table = read_table(options.task)
         for n, step in enumerate(steps_of(table, options.task.parent), start=1):
             sys.stdout.write(f"{n}. {step['head']}: data set {step['dataset']}, {step['epochs']} epochs\n")
         sys.stdout.write(f"by {', '.join(methods_of(table))}\n")
+        return
+    if is_sweep(options.task):
+        for n, member in enumerate(members_of(read_table(options.task), options.preset), start=1):
+            said = ", ".join(f"{key} {value}" for key, value in member.settings.items())
+            sys.stdout.write(f"{n}. {member.table['head']}: {said}, {member.table['epochs']} epochs\n")
         return
     if not is_clnet(options.task):
         table = read_task(options.task, options.preset)

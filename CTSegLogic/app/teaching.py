@@ -85,11 +85,15 @@ def train(options: argparse.Namespace, run: Run) -> None:
     from CTSegLogic.train.clnet_json import is_clnet
     from CTSegLogic.train.ranks import launched, started
     from CTSegLogic.train.sequence import is_sequence, learn_sequence
+    from CTSegLogic.train.sweep import is_sweep
 
     if options.check:
         check(options)
         return
     grow = grower(options)
+    if is_sweep(options.task):
+        _sweep(options, run)
+        return
     if is_sequence(options.task):
         refuse_unused(options, "A sequence of tasks", "devices", "publish", "report", *CHOICES)
         with stoppable(run, options.output) as listening:
@@ -120,6 +124,24 @@ def train(options: argparse.Namespace, run: Run) -> None:
     if options.publish:
         published = publish(options.output)
         sys.stdout.write(f"Published as {published.name}.\n")
+
+
+def _sweep(options: argparse.Namespace, run: Run) -> None:
+    """Trains one task with several settings and prints the table of what became of each."""
+    from CTSegLogic.train.sweep import FILES, learn_sweep
+
+    refuse_unused(options, "A sweep", "devices", "publish", "report", "encoder", "folds")
+    with stoppable(run, options.output) as listening:
+        learn_sweep(
+            options.task,
+            options.output,
+            listening,
+            data=options.data,
+            resume=options.resume,
+            prepared=options.cache,
+            preset=options.preset,
+        )
+    sys.stdout.write((options.output / FILES[1]).read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager
