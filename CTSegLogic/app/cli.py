@@ -25,7 +25,7 @@ from CTSegLogic.app.lessons import add_lessons
 from CTSegLogic.app.rounds import add_rounds
 from CTSegLogic.values.errors import Cancelled, CTSegError
 from CTSegLogic.values.presets import PRESETS
-from CTSegLogic.values.run import Run
+from CTSegLogic.values.run import PRECISIONS, Run
 
 _MAIN = "Segments CT (and MR) by name, by text or everything, and learns new structures. Research use only."
 _NAMING = ("name", "snomed", "totalsegmentator", "tg263")
@@ -212,7 +212,7 @@ def _tiles(p: argparse.ArgumentParser) -> None:
 
 def _runtime(p: argparse.ArgumentParser, threads: str = "--workers") -> None:
     p.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
-    p.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    p.add_argument("--precision", choices=PRECISIONS, default="auto")
     p.add_argument(
         "--backend",
         choices=("auto", "torch", "openvino", "tensorrt"),

@@ -47,9 +47,9 @@ def pick_device(run: Run) -> torch.device:
 
 
 def autocast(device: torch.device, run: Run) -> contextlib.AbstractContextManager[Any]:
-    """The precision of the network: "auto" is fp16 on CUDA and fp32 elsewhere."""
+    """The precision of the network: "auto" is fp16 on CUDA and fp32 elsewhere; torch has no int8."""
     precision = run.precision
-    if precision == "auto":
+    if precision in ("auto", "int8"):
         precision = "fp16" if device.type == "cuda" else "fp32"
     if precision == "fp32":
         return contextlib.nullcontext()

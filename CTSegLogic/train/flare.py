@@ -44,7 +44,7 @@ def flare_cases(
 
     Args:
         dataset: the folder or the LMDB.
-        table: of the task file; `folds`, `list` (beside the data set) and `dataset_dir` (from `data`) are read.
+        table: of the task file; `folds`, `list` (in the data set) and `dataset_dir` (from `data`) are read.
         mapping: see `read_flare`; data: the folder of data sets.
 
     Raises:

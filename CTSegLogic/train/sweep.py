@@ -1,4 +1,4 @@
-"""`learn_sweep`: one task with several settings, each trained in a folder of its own, and one table of results.
+"""`learn_sweep`: one task with several settings, each trained in its own folder, and one table of results.
 
 A task file with a `sweep` says which settings are tried:
     "sweep": {"lr": [0.001, 0.003], "teach.loss": ["dice", "focal"]}     every combination, four members
@@ -136,9 +136,7 @@ def figures_of(folder: Path) -> Figures:
         rows = list(csv.DictReader(file))
     judged = [row for row in rows if row.get("dice") and not math.isnan(float(row["dice"]))]
     best = max(judged, key=lambda row: float(row["dice"]), default=None)
-    own = (
-        {} if best is None else {k.removeprefix("dice_"): v for k, v in best.items() if k.startswith("dice_")}
-    )
+    own = {k.removeprefix("dice_"): v for k, v in (best or {}).items() if k.startswith("dice_")}
     return Figures(
         done=(folder / _ENDED).exists(),
         dice=math.nan if best is None else float(best["dice"]),

@@ -158,6 +158,7 @@ class Card:
         trained_on: what each structure was learned from, for people to read.
         everything: the set that is meant when everything is asked for; "" means all organs.
         everything_by: the same for scans of a modality ("MR") where another set is meant.
+        fast_for: structures for which it is taken before others at quality "fast".
         data, limits, cite: credit, known limits and citations, one sentence each.
     """
 
@@ -179,6 +180,7 @@ class Card:
     trained_on: Mapping[str, str] = field(default_factory=dict)
     everything: str = ""
     everything_by: Mapping[str, str] = field(default_factory=dict)
+    fast_for: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     cite: tuple[str, ...] = ()
@@ -327,6 +329,7 @@ def _rules(card: Card) -> Iterator[tuple[bool, str]]:
     yield len(set(names)) != len(names), "two heads share a name"
     yield not set(card.modality) <= {"CT", "MR"} or not card.modality, "modality must list CT, MR or both"
     yield card.license.use not in ("any", "research", "non-commercial"), "license.use is unknown"
+    yield not set(card.fast_for) <= set(card.keys), "fast_for lists what the model does not find"
     lost = bool(card.encoder) and card.encoder not in card.files
     yield lost, f"encoder names the file {card.encoder!r} that it does not list"
     yield from _prepare_rules(card.prepare)
