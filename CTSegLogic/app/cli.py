@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from CTSegLogic.app import commands, explain, segmenting, teaching
 from CTSegLogic.app.asked import overrides_of
 from CTSegLogic.app.batch import add_batch, batch
+from CTSegLogic.app.flare import add_flare
 from CTSegLogic.app.importing import add_import, import_
 from CTSegLogic.app.lessons import add_lessons
 from CTSegLogic.app.rounds import add_rounds
@@ -295,6 +296,7 @@ def _evaluate(sub: Any) -> None:
         help="PRED is a trained sequence of tasks, TRUTH the folder of their data sets",
     )
     add_rounds(p)
+    add_flare(p)
     p.add_argument("--overwrite", action="store_true", help="replace files that exist")
     p.add_argument("--quality", choices=("fast", "balanced", "best"), default="balanced")
     _runtime(p)

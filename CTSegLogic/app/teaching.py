@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from CTSegLogic.app.flare import flare
 from CTSegLogic.app.lessons import CHOICES, arguments, check, grower
 from CTSegLogic.app.outputs import refuse_trouble, refuse_unused, say
 from CTSegLogic.app.rounds import rounds
@@ -33,12 +34,18 @@ def evaluate(options: argparse.Namespace, run: Run) -> None:
     from CTSegLogic.app.summary import FILES, as_json, as_text, write_results
 
     if options.continual:
-        refuse_unused(options, "--continual", "rounds", "clicks", "csv", "mapping", "processes", "devices")
+        refuse_unused(
+            options, "--continual", "rounds", "flare", "clicks", "csv", "mapping", "processes", "devices"
+        )
         _continual(options, run)
         return
     if options.rounds:
-        refuse_unused(options, "--rounds", "clicks", "csv", "processes", "devices")
+        refuse_unused(options, "--rounds", "flare", "clicks", "csv", "processes", "devices")
         rounds(options, run, _mapping(options.mapping))
+        return
+    if options.flare and options.tolerance >= 0:
+        refuse_unused(options, "--flare", "clicks", "csv", "processes", "devices")
+        flare(options, run, _mapping(options.mapping))
         return
     if options.tolerance < 0:
         raise PromptUnknown(

@@ -20,6 +20,7 @@ from CTSegLogic.values.supports import support_order
 
 FORMAT = 1
 SCORER = "bodypart"  # the system that scores slices instead of finding structures: it has no heads
+FINDERS, REFINERS = ("efficient", "rstn"), ("efficient", "rstn")  # systems of two stages
 _SCHEMES = (
     "https://",
     "package:",
@@ -193,6 +194,16 @@ class Card:
     def vocabulary(self) -> Vocabulary:
         """The shipped vocabulary and this card's own structures."""
         return vocabulary().extended(structure_from_row(row) for row in self.structures)
+
+    @property
+    def locates(self) -> bool:
+        """Whether it finds quickly, on a whole scan, where others should look."""
+        return self.system in FINDERS
+
+    @property
+    def refines(self) -> bool:
+        """Whether it draws again what another model found."""
+        return self.system in REFINERS and (self.system != "efficient" or "fine" in self.network)
 
     @property
     def keys(self) -> tuple[str, ...]:
