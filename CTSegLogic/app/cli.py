@@ -326,7 +326,8 @@ def _train(sub: Any) -> None:
 
 def _prepare(sub: Any) -> None:
     p = sub.add_parser("prepare", help="plan a data set, prepare its cases for training, deal them to folds")
-    p.add_argument("dataset", metavar="DATASET_DIR", type=Path, help="folder, or name or number of one")
+    p.add_argument("dataset", metavar="DATASET_DIR", type=Path, help="folder, name, number, or TASK.json")
+    p.add_argument("--data", type=Path, metavar="DIR", help="of a task: where its data sets lie")
     p.add_argument("-o", "--output", type=Path, metavar="LIST.json", help="write a data list with folds")
     p.add_argument("--folds", type=int, default=5, metavar="N", help="of the list: fold 0 validates")
     p.add_argument("--seed", type=int, default=0, help="of the shuffling")

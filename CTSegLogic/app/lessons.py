@@ -33,6 +33,9 @@ def add_lessons(p: argparse.ArgumentParser) -> None:
         choices=tuple(PRESETS),
         help="patch, batch and cache for what the file leaves out, by memory",
     )
+    p.add_argument(
+        "--rounds", action="store_true", help="of an RSTN: then Dice of every round on the test scans"
+    )
     p.add_argument("--folds", metavar="0,1,2", help="train a head once per fold; all answer together")
     p.add_argument(
         "--cache", type=Path, metavar="DIR", help="prepared cases, shared by trainings (see ctseg prepare)"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from CTSegLogic.app.flare import flare
 from CTSegLogic.app.lessons import CHOICES, arguments, check, grower
 from CTSegLogic.app.outputs import refuse_trouble, refuse_unused, say
-from CTSegLogic.app.rounds import rounds
+from CTSegLogic.app.rounds import evaluate_rounds, rounds, task_data
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.weights import find_card, publish
 from CTSegLogic.values.card import Card
@@ -102,7 +102,7 @@ def train(options: argparse.Namespace, run: Run) -> None:
         _sweep(options, run)
         return
     if is_sequence(options.task):
-        refuse_unused(options, "A sequence of tasks", "devices", "publish", "report", *CHOICES)
+        refuse_unused(options, "A sequence of tasks", "devices", "publish", "report", "rounds", *CHOICES)
         with stoppable(run, options.output) as listening:
             learned = learn_sequence(
                 options.task, options.output, listening, data=options.data, resume=options.resume
@@ -110,9 +110,10 @@ def train(options: argparse.Namespace, run: Run) -> None:
         sys.stdout.write(f"{len(learned.heads)} tasks by {', '.join(learned.methods)} in {options.output}\n")
         return
     if is_bodypart(options.task):
-        refuse_unused(options, "The body-part model", "devices", "report", *CHOICES)
+        refuse_unused(options, "The body-part model", "devices", "report", "rounds", *CHOICES)
     if is_clnet(options.task):
-        refuse_unused(options, "A file in CL-Net's grammar", "report")
+        refuse_unused(options, "A file in CL-Net's grammar", "report", "rounds")
+    tested = task_data(options.task, options.data) if options.rounds else None
     with stoppable(run, options.output, clear=not started()) as listening:
         if options.devices > 1 and not started():
             launched(_arguments(options), options.devices)
@@ -128,6 +129,8 @@ def train(options: argparse.Namespace, run: Run) -> None:
     sys.stdout.write(f"{card.name} {card.version}: heads {heads} in {options.output}\n")
     if options.report:
         _report(options, card, run)
+    if tested is not None:
+        _tested(options, run, *tested)
     if options.publish:
         published = publish(options.output)
         sys.stdout.write(f"Published as {published.name}.\n")
@@ -137,7 +140,7 @@ def _sweep(options: argparse.Namespace, run: Run) -> None:
     """Trains one task with several settings and prints the table of what became of each."""
     from CTSegLogic.train.sweep import FILES, learn_sweep
 
-    refuse_unused(options, "A sweep", "devices", "publish", "report", "encoder", "folds")
+    refuse_unused(options, "A sweep", "devices", "publish", "report", "rounds", "encoder", "folds")
     with stoppable(run, options.output) as listening:
         learn_sweep(
             options.task,
@@ -176,6 +179,17 @@ def _report(options: argparse.Namespace, card: Card, run: Run) -> None:
     sys.stdout.write(growth_text(table) + "\n")
 
 
+def _tested(options: argparse.Namespace, run: Run, dataset: Path, mapping: Mapping[str, str] | None) -> None:
+    """Prints and writes Dice of every round of what was trained."""
+    from CTSegLogic.app.roundtable import as_text, write_rounds
+    from CTSegLogic.app.session import Session
+
+    with stoppable(run, options.output) as listening:
+        rows = list(evaluate_rounds(Session(listening), str(options.output), dataset, mapping=mapping))
+    write_rounds(rows, options.output)
+    sys.stdout.write(as_text(rows))
+
+
 def _judged(options: argparse.Namespace, run: Run, mapping: Mapping[str, str] | None) -> Sequence[Row]:
     """Rows of a model on a data set's test scans, by name or by clicks."""
     from CTSegLogic.app.clicks import evaluate_clicks
@@ -199,11 +213,22 @@ def _judged(options: argparse.Namespace, run: Run, mapping: Mapping[str, str] | 
 
 def prepare(options: argparse.Namespace, run: Run) -> None:
     """Writes a data list with folds, or a plan and the cases on the working grid, or both."""
-    from CTSegLogic.app.preparing import found_dataset, prepare_cases
+    from CTSegLogic.app.preparing import found_dataset, prepare_cases, prepare_task
     from CTSegLogic.train.datalist import datalist_of
 
     if options.output is None and options.cache is None:
         raise TaskInvalid(seen="Nothing is to be written.", hint="Give -o LIST.json, --cache DIR, or both.")
+    if options.dataset.suffix == ".json":
+        if options.output is not None or options.cache is None:
+            raise TaskInvalid(
+                seen=f"{options.dataset.name} is a task, whose folds are settled.",
+                hint="Give --cache DIR alone, or name a data set.",
+            )
+        refuse_unused(options, "A task", "model", "mapping", "preset")
+        given = {"data": options.data, "processes": options.processes}
+        count = prepare_task(options.dataset, run, options.cache, **given)
+        sys.stdout.write(f"{count} cases of {options.dataset.name}: {options.cache}\n")
+        return
     if options.output is not None:
         refuse_trouble([options.output], options.overwrite)
         table = datalist_of(found_dataset(options.dataset), options.folds, options.seed)
