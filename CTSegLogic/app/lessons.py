@@ -36,6 +36,11 @@ def add_lessons(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--rounds", action="store_true", help="of an RSTN: then Dice of every round on the test scans"
     )
+    p.add_argument(
+        "--plane-devices",
+        metavar="A,B,C",
+        help="of an RSTN with a network per plane: train planes side by side, such as cuda:0,cuda:1",
+    )
     p.add_argument("--folds", metavar="0,1,2", help="train a head once per fold; all answer together")
     p.add_argument(
         "--cache", type=Path, metavar="DIR", help="prepared cases, shared by trainings (see ctseg prepare)"

@@ -25,6 +25,7 @@ from CTSegLogic.values.structures import foreign_labels
 if TYPE_CHECKING:
     from CTSegLogic.app.evaluate import Row
 
+_ROUNDS = ("rounds", "plane_devices")  # options of an RSTN alone
 STOP = "stop"  # a file of that name in the training's folder ends it after the step at hand
 
 
@@ -91,7 +92,7 @@ def train(options: argparse.Namespace, run: Run) -> None:
     from CTSegLogic.train.bodypart import is_bodypart, train_bodypart
     from CTSegLogic.train.clnet_json import is_clnet
     from CTSegLogic.train.ranks import launched, started
-    from CTSegLogic.train.sequence import is_sequence, learn_sequence
+    from CTSegLogic.train.sequence import is_sequence
     from CTSegLogic.train.sweep import is_sweep
 
     if options.check:
@@ -102,20 +103,19 @@ def train(options: argparse.Namespace, run: Run) -> None:
         _sweep(options, run)
         return
     if is_sequence(options.task):
-        refuse_unused(options, "A sequence of tasks", "devices", "publish", "report", "rounds", *CHOICES)
-        with stoppable(run, options.output) as listening:
-            learned = learn_sequence(
-                options.task, options.output, listening, data=options.data, resume=options.resume
-            )
-        sys.stdout.write(f"{len(learned.heads)} tasks by {', '.join(learned.methods)} in {options.output}\n")
+        _sequence(options, run)
         return
     if is_bodypart(options.task):
-        refuse_unused(options, "The body-part model", "devices", "report", "rounds", *CHOICES)
+        refuse_unused(options, "The body-part model", "devices", "report", *_ROUNDS, *CHOICES)
     if is_clnet(options.task):
-        refuse_unused(options, "A file in CL-Net's grammar", "report", "rounds")
+        refuse_unused(options, "A file in CL-Net's grammar", "report", *_ROUNDS)
+    if options.plane_devices:
+        refuse_unused(options, "--plane-devices", "devices", "folds", "encoder", "report")
     tested = task_data(options.task, options.data) if options.rounds else None
     with stoppable(run, options.output, clear=not started()) as listening:
-        if options.devices > 1 and not started():
+        if options.plane_devices:
+            card = _planes(options, listening)
+        elif options.devices > 1 and not started():
             launched(_arguments(options), options.devices)
             card = find_card(str(options.output))
         elif is_bodypart(options.task):
@@ -136,11 +136,23 @@ def train(options: argparse.Namespace, run: Run) -> None:
         sys.stdout.write(f"Published as {published.name}.\n")
 
 
+def _sequence(options: argparse.Namespace, run: Run) -> None:
+    """Learns several tasks one after the other."""
+    from CTSegLogic.train.sequence import learn_sequence
+
+    refuse_unused(options, "A sequence of tasks", "devices", "publish", "report", *_ROUNDS, *CHOICES)
+    with stoppable(run, options.output) as listening:
+        learned = learn_sequence(
+            options.task, options.output, listening, data=options.data, resume=options.resume
+        )
+    sys.stdout.write(f"{len(learned.heads)} tasks by {', '.join(learned.methods)} in {options.output}\n")
+
+
 def _sweep(options: argparse.Namespace, run: Run) -> None:
     """Trains one task with several settings and prints the table of what became of each."""
     from CTSegLogic.train.sweep import FILES, learn_sweep
 
-    refuse_unused(options, "A sweep", "devices", "publish", "report", "rounds", "encoder", "folds")
+    refuse_unused(options, "A sweep", "devices", "publish", "report", *_ROUNDS, "encoder", "folds")
     with stoppable(run, options.output) as listening:
         learn_sweep(
             options.task,
@@ -177,6 +189,16 @@ def _report(options: argparse.Namespace, card: Card, run: Run) -> None:
         table = growth(options.task, card, listening, data=options.data)
     write_growth(table, options.output)
     sys.stdout.write(growth_text(table) + "\n")
+
+
+def _planes(options: argparse.Namespace, run: Run) -> Card:
+    """Trains the planes of an RSTN side by side."""
+    from CTSegLogic.app.crew import runs_for
+    from CTSegLogic.app.planes import grow_planes, planes_of
+
+    given = {"data": options.data, "resume": options.resume, "preset": options.preset}
+    planes = planes_of(options.task, options.output, prepared=options.cache, **given)
+    return grow_planes(options.task, planes, runs_for(run, options.plane_devices, None), options.output)
 
 
 def _tested(options: argparse.Namespace, run: Run, dataset: Path, mapping: Mapping[str, str] | None) -> None:

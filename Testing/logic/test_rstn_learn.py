@@ -11,6 +11,7 @@ import torch
 from tiny import an_rstn_model
 
 from CTSegLogic.app.cli import main
+from CTSegLogic.app.planes import planes_of
 from CTSegLogic.app.rounds import evaluate_rounds, task_data
 from CTSegLogic.app.roundtable import Judged, as_markdown, as_text
 from CTSegLogic.app.session import Session
@@ -326,6 +327,27 @@ def test_one_network_per_plane_keeps_one_file_per_plane(tmp_path):
     assert set(grown.files) == {"new-x", "new-z"}
     system = open_system(grown, CPU)
     assert system.net(grown.heads[0], "X") is not system.net(grown.heads[0], "Z")
+
+
+def test_planes_are_trained_side_by_side_and_joined(a_data_set, tmp_path):
+    apart = {**NEW, "network": {**NEW["network"], "width": 2, "shared": False, "planes": "XZ"}}
+    path = a_task_file(tmp_path, new=apart, epochs=3, steps=1, validate_every=3)
+    out = tmp_path / "out"
+    given = ["train", str(path), "-o", str(out), "--data", str(a_data_set.parent), "--device", "cpu"]
+    assert main([*given, "--plane-devices", "cpu,cpu"]) == 0
+    card = find_card(str(out))
+    assert set(card.files) == {"left-x", "left-z"}
+    assert card.network["planes"] == "XZ"
+    assert {"loss S, plane X", "loss J, plane Z"} <= card.heads[0].measured.keys()
+    alone = read_tensors(out / "plane-z" / "left-z.safetensors")
+    net = open_system(card, CPU).net(card.heads[0], "Z")
+    assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in alone.items())
+    assert not (out / "plane-x" / "prepared").exists(), "cases were prepared once, for all"
+
+
+def test_planes_that_share_a_network_are_not_trained_apart(tmp_path):
+    with pytest.raises(SettingInvalid, match="network for each"):
+        planes_of(a_task_file(tmp_path), tmp_path, data=None, resume=False, prepared=None, preset=None)
 
 
 def test_every_round_is_judged_and_written(a_trained, a_data_set, tmp_path, capsys):
