@@ -99,3 +99,31 @@ def test_a_network_without_inner_convolutions_is_refused(a_job):
     job = replace(job, module=Traced(lambda x: [small(x)]).eval())
     with pytest.raises(ValueError, match="1 convolutions"):
         quantised(_converted(job), [job.tile.numpy()], _openvino())
+
+
+def test_int8_is_compared_on_every_scan_even_where_other_precisions_are_believed(
+    stand_in,  # noqa: F811
+    tmp_path,
+    an_empty_home,
+):
+    from test_efficient import Bands, an_efficient_model, ask_of, opened, scan_of, standing
+
+    asked = []
+
+    class Counted(Bands):
+        def forward(self, hu):
+            asked.append(hu.dtype)
+            return super().forward(hu)
+
+    stand_in(lambda call, precision: lambda tile: [s.clone() for s in call(tile)], precisions=("fp32",))
+    card = an_efficient_model(tmp_path / "efficient", fine=False)
+    card = replace(card, network={**card.network, "normalise": "card"})
+    counts = []
+    for precision in ("fp32", "fp32", "int8", "int8"):
+        asked.clear()
+        system = opened(card, coarse=Counted())
+        run = replace(OPENVINO, workers=1, precision=precision)
+        system.segment(scan_of(standing("SPL")), ask_of(card), run)
+        counts.append(len(asked))
+    assert counts[1] < counts[0], "an agreement in fp32 is believed from then on"
+    assert counts[3] == counts[2] == counts[0]
