@@ -329,6 +329,7 @@ def test_one_network_per_plane_keeps_one_file_per_plane(tmp_path):
     assert system.net(grown.heads[0], "X") is not system.net(grown.heads[0], "Z")
 
 
+@pytest.mark.slow
 def test_planes_are_trained_side_by_side_and_joined(a_data_set, tmp_path):
     apart = {**NEW, "network": {**NEW["network"], "width": 2, "shared": False, "planes": "XZ"}}
     path = a_task_file(tmp_path, new=apart, epochs=3, steps=1, validate_every=3)
