@@ -103,6 +103,7 @@ class CTSegParameterNode:
         inputVolume: the scan; roi: only this part of it; positive, negative: clicks.
         segmentation: where the result goes, a new node when None; existing: update or add.
         model: card's name; phrase: what to find in words; ticks: keys of ticked structures.
+        locate, refine: cards' names; who finds where to look, and who draws again; "" for nobody.
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
@@ -113,6 +114,8 @@ class CTSegParameterNode:
     model: str
     phrase: str
     ticks: list[str]
+    locate: str
+    refine: str
     quality: Annotated[str, Choice(QUALITIES), Default("balanced")]
     device: Annotated[str, Choice(DEVICES), Default("auto")]
     existing: Annotated[str, Choice(EXISTING), Default("update")]
@@ -249,6 +252,8 @@ class CTSegModuleLogic(ScriptedLoadableModuleLogic):
         positive: vtkMRMLMarkupsFiducialNode | None = None,
         negative: vtkMRMLMarkupsFiducialNode | None = None,
         model: str | None = None,
+        locate: str | None = None,
+        refine: str | None = None,
         quality: str = "balanced",
         device: str = "auto",
         roiNode: vtkMRMLMarkupsROINode | None = None,
@@ -262,6 +267,7 @@ class CTSegModuleLogic(ScriptedLoadableModuleLogic):
             text: what to find in words; structures: by key; everything: a set's name, or "" for all organs.
             positive, negative: clicks, for models that take points.
             model: a card's name; the one that serves when None.
+            locate: a card that finds where to look first; refine: one that draws again what was found.
             quality: fast, balanced or best; device: auto, cpu, cuda, mps.
             roiNode: only this region is looked at.
             segmentationNode: to write into; a new one when None. existing: update or add, see `scene`.
@@ -272,7 +278,8 @@ class CTSegModuleLogic(ScriptedLoadableModuleLogic):
         nodes = volumeNode if isinstance(volumeNode, list) else [volumeNode]
         prompt = promptOf(nodes[0], text, structures, everything, positive, negative)
         roi = scene.read_roi(roiNode, nodes[0]) if roiNode is not None else None
-        prediction = self._found(nodes, Request(prompt=prompt, card=model, quality=quality, roi=roi), device)
+        request = Request(prompt=prompt, card=model, quality=quality, roi=roi, locate=locate, refine=refine)
+        prediction = self._found(nodes, request, device)
         target = slicer.mrmlScene if segmentationNode is None else segmentationNode.GetScene()
         return scene.write_prediction(target, prediction, nodes[0], into=segmentationNode, existing=existing)
 

@@ -20,12 +20,13 @@ from typing import Any, TextIO
 from CTSegLogic.app import commands, explain, segmenting, teaching
 from CTSegLogic.app.asked import overrides_of
 from CTSegLogic.app.batch import add_batch, batch
+from CTSegLogic.app.flare import add_flare
 from CTSegLogic.app.importing import add_import, import_
 from CTSegLogic.app.lessons import add_lessons
 from CTSegLogic.app.rounds import add_rounds
 from CTSegLogic.values.errors import Cancelled, CTSegError
 from CTSegLogic.values.presets import PRESETS
-from CTSegLogic.values.run import Run
+from CTSegLogic.values.run import PRECISIONS, Run
 
 _MAIN = "Segments CT (and MR) by name, by text or everything, and learns new structures. Research use only."
 _NAMING = ("name", "snomed", "totalsegmentator", "tg263")
@@ -212,7 +213,7 @@ def _tiles(p: argparse.ArgumentParser) -> None:
 
 def _runtime(p: argparse.ArgumentParser, threads: str = "--workers") -> None:
     p.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
-    p.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    p.add_argument("--precision", choices=PRECISIONS, default="auto")
     p.add_argument(
         "--backend",
         choices=("auto", "torch", "openvino", "tensorrt"),
@@ -294,6 +295,7 @@ def _evaluate(sub: Any) -> None:
         help="PRED is a trained sequence of tasks, TRUTH the folder of their data sets",
     )
     add_rounds(p)
+    add_flare(p)
     p.add_argument("--overwrite", action="store_true", help="replace files that exist")
     p.add_argument("--quality", choices=("fast", "balanced", "best"), default="balanced")
     _runtime(p)
@@ -323,7 +325,8 @@ def _train(sub: Any) -> None:
 
 def _prepare(sub: Any) -> None:
     p = sub.add_parser("prepare", help="plan a data set, prepare its cases for training, deal them to folds")
-    p.add_argument("dataset", metavar="DATASET_DIR", type=Path, help="folder, or name or number of one")
+    p.add_argument("dataset", metavar="DATASET_DIR", type=Path, help="folder, name, number, or TASK.json")
+    p.add_argument("--data", type=Path, metavar="DIR", help="of a task: where its data sets lie")
     p.add_argument("-o", "--output", type=Path, metavar="LIST.json", help="write a data list with folds")
     p.add_argument("--folds", type=int, default=5, metavar="N", help="of the list: fold 0 validates")
     p.add_argument("--seed", type=int, default=0, help="of the shuffling")

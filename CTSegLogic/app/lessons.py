@@ -33,6 +33,14 @@ def add_lessons(p: argparse.ArgumentParser) -> None:
         choices=tuple(PRESETS),
         help="patch, batch and cache for what the file leaves out, by memory",
     )
+    p.add_argument(
+        "--rounds", action="store_true", help="of an RSTN: then Dice of every round on the test scans"
+    )
+    p.add_argument(
+        "--plane-devices",
+        metavar="A,B,C",
+        help="of an RSTN with a network per plane: train planes side by side, such as cuda:0,cuda:1",
+    )
     p.add_argument("--folds", metavar="0,1,2", help="train a head once per fold; all answer together")
     p.add_argument(
         "--cache", type=Path, metavar="DIR", help="prepared cases, shared by trainings (see ctseg prepare)"
@@ -43,12 +51,18 @@ def check(options: argparse.Namespace) -> None:
     """Prints what a task file would train; nothing is run or written."""
     from CTSegLogic.train.grow import read_table, read_task
     from CTSegLogic.train.sequence import is_sequence, methods_of, steps_of
+    from CTSegLogic.train.sweep import is_sweep, members_of
 
     if is_sequence(options.task):
         table = read_table(options.task)
         for n, step in enumerate(steps_of(table, options.task.parent), start=1):
             sys.stdout.write(f"{n}. {step['head']}: data set {step['dataset']}, {step['epochs']} epochs\n")
         sys.stdout.write(f"by {', '.join(methods_of(table))}\n")
+        return
+    if is_sweep(options.task):
+        for n, member in enumerate(members_of(read_table(options.task), options.preset), start=1):
+            said = ", ".join(f"{key} {value}" for key, value in member.settings.items())
+            sys.stdout.write(f"{n}. {member.table['head']}: {said}, {member.table['epochs']} epochs\n")
         return
     if not is_clnet(options.task):
         table = read_task(options.task, options.preset)

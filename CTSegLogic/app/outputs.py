@@ -33,7 +33,7 @@ def refuse_unused(options: argparse.Namespace, what: str, *names: str) -> None:
     values = {name: getattr(options, name) for name in names}
     given = [n for n, v in values.items() if v is True or v not in (None, False, 1)]  # one device is none
     if given:
-        raise SettingInvalid(seen=f"{what} takes no --{given[0]}.", hint="Leave it out.")
+        raise SettingInvalid(seen=f"{what} takes no --{given[0].replace('_', '-')}.", hint="Leave it out.")
 
 
 def refuse_trouble(outputs: list[Path], overwrite: bool) -> None:

@@ -2,7 +2,8 @@
 
     DIR/NAME.fingerprint.json, DIR/NAME.plan.json, DIR/CASE-*/ (what `ctseg train --cache DIR` reads back)
 
-Cases go to several processes. Scans may lie in any orientation: the working grid turns them.
+Cases go to several processes. Scans may lie in any orientation: the working grid turns them. Where a task
+file stands in a data set's place, its cases are prepared as its training will want them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from CTSegLogic.values.card import Prepare
 from CTSegLogic.values.errors import CTSegError
 from CTSegLogic.values.presets import PRESETS
 from CTSegLogic.values.run import Run
+from CTSegLogic.values.sized import Sized
 from CTSegLogic.values.structures import vocabulary
 from CTSegLogic.values.task import Case
 
@@ -79,6 +81,36 @@ def prepare_cases(options: argparse.Namespace, run: Run, mapping: Mapping[str, s
     work_off(orders, run, options.processes, "preparing", (0.4, 1.0))
     _say(plan, prepare, len(cases), cache)
     return plan
+
+
+def prepare_task(path: Path, run: Run, cache: Path, *, data: Path | None, processes: int) -> int:
+    """Prepares the cases of a task as its training wants them, and returns how many there are.
+
+    Args:
+        path: the task file; run: progress, cancelling; cache: for `ctseg train --cache`.
+        data: where data sets start from; beside the task file when None.
+        processes: to which cases are dealt.
+
+    Raises:
+        TaskInvalid: the task cannot be, or a case cannot be used.
+    """
+    from CTSegLogic.systems import open_system
+    from CTSegLogic.train.boxes import wide
+    from CTSegLogic.train.grow import card_of, read_task, task_of
+
+    table = read_task(path)
+    card = card_of(table, path.parent)
+    task = task_of(table, card, data or path.parent, path.parent)
+    prepare = open_system(card, run).learner(task, run).prepare
+    taught = wide(prepare) if isinstance(prepare, Sized) else prepare
+    cache.mkdir(parents=True, exist_ok=True)
+    orders = [
+        Order(case=case, structures=task.structures, prepare=own, folder=cache)
+        for cases, own in ((task.training, taught), (task.validation, prepare))
+        for case in cases
+    ]
+    work_off(orders, run, processes, "preparing", (0.0, 1.0))
+    return len(orders)
 
 
 def found_dataset(named: Path) -> Path:

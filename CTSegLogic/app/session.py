@@ -173,6 +173,9 @@ def _chosen(request: Request, plan: Sequence[tuple[Card, Ask]], modality: str) -
     ready = [card for card in cards().values() if installed(card)]
     said = []
     for card, ask in plan:
+        if request.quality == "fast" and {s.key for s in ask.structures} <= set(card.fast_for):
+            said.append(f"{card.name} is the fast model for this; --quality balanced takes another.")
+            continue
         choices = ranked([s.key for s in ask.structures], ready, modality)
         said += [why(choice, choices) for choice in choices if choice.card.name == card.name]
     return tuple(filter(None, said))
@@ -189,7 +192,8 @@ def _shared(
     ready: Sequence[Card], request: Request, modality: str, others: Sequence[Card] = ()
 ) -> list[tuple[Card, Ask]]:
     """The best model for the wanted structures, then the best for what it leaves (see values/choice)."""
-    choices, left = shared(wanted_keys(request.prompt, ready, modality), ready, modality)
+    quick = request.quality == "fast"
+    choices, left = shared(wanted_keys(request.prompt, ready, modality), ready, modality, quick)
     choices.sort(key=lambda choice: ready.index(choice.card))  # one order of layers, whoever was chosen first
     plan = [(c.card, ask_for(c.keys, c.card, request.prompt)) for c in choices]
     if left:

@@ -78,7 +78,10 @@ def windows_of(card: Card, grid: Grid, run: Run) -> int | None:
 def _in_the_box(models: Models, volume: Volume, request: Request, locate: str) -> Prediction:
     """What a request asks for in the box that a model found, and what that saved."""
     if request.roi is not None:
-        raise SettingInvalid(seen="--roi and --locate both say where to look.", hint="Leave one of them out.")
+        raise SettingInvalid(
+            seen="A region and a locating model (--roi, --locate) both say where to look.",
+            hint="Leave one of them out.",
+        )
     card, plan = find_card(locate), models.plan(request, volume.modality)
     wanted = tuple(dict.fromkeys(s.key for _, ask in plan for s in ask.structures))
     unknown = [key for key in wanted if key not in card.keys]

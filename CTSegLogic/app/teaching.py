@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from CTSegLogic.app.flare import flare
 from CTSegLogic.app.lessons import CHOICES, arguments, check, grower
 from CTSegLogic.app.outputs import refuse_trouble, refuse_unused, say
-from CTSegLogic.app.rounds import rounds
+from CTSegLogic.app.rounds import evaluate_rounds, rounds, task_data
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.weights import find_card, publish
 from CTSegLogic.values.card import Card
@@ -24,6 +25,7 @@ from CTSegLogic.values.structures import foreign_labels
 if TYPE_CHECKING:
     from CTSegLogic.app.evaluate import Row
 
+_ROUNDS = ("rounds", "plane_devices")  # options of an RSTN alone
 STOP = "stop"  # a file of that name in the training's folder ends it after the step at hand
 
 
@@ -33,12 +35,18 @@ def evaluate(options: argparse.Namespace, run: Run) -> None:
     from CTSegLogic.app.summary import FILES, as_json, as_text, write_results
 
     if options.continual:
-        refuse_unused(options, "--continual", "rounds", "clicks", "csv", "mapping", "processes", "devices")
+        refuse_unused(
+            options, "--continual", "rounds", "flare", "clicks", "csv", "mapping", "processes", "devices"
+        )
         _continual(options, run)
         return
     if options.rounds:
-        refuse_unused(options, "--rounds", "clicks", "csv", "processes", "devices")
+        refuse_unused(options, "--rounds", "flare", "clicks", "csv", "processes", "devices")
         rounds(options, run, _mapping(options.mapping))
+        return
+    if options.flare and options.tolerance >= 0:
+        refuse_unused(options, "--flare", "clicks", "csv", "processes", "devices")
+        flare(options, run, _mapping(options.mapping))
         return
     if options.tolerance < 0:
         raise PromptUnknown(
@@ -84,26 +92,30 @@ def train(options: argparse.Namespace, run: Run) -> None:
     from CTSegLogic.train.bodypart import is_bodypart, train_bodypart
     from CTSegLogic.train.clnet_json import is_clnet
     from CTSegLogic.train.ranks import launched, started
-    from CTSegLogic.train.sequence import is_sequence, learn_sequence
+    from CTSegLogic.train.sequence import is_sequence
+    from CTSegLogic.train.sweep import is_sweep
 
     if options.check:
         check(options)
         return
     grow = grower(options)
+    if is_sweep(options.task):
+        _sweep(options, run)
+        return
     if is_sequence(options.task):
-        refuse_unused(options, "A sequence of tasks", "devices", "publish", "report", *CHOICES)
-        with stoppable(run, options.output) as listening:
-            learned = learn_sequence(
-                options.task, options.output, listening, data=options.data, resume=options.resume
-            )
-        sys.stdout.write(f"{len(learned.heads)} tasks by {', '.join(learned.methods)} in {options.output}\n")
+        _sequence(options, run)
         return
     if is_bodypart(options.task):
-        refuse_unused(options, "The body-part model", "devices", "report", *CHOICES)
+        refuse_unused(options, "The body-part model", "devices", "report", *_ROUNDS, *CHOICES)
     if is_clnet(options.task):
-        refuse_unused(options, "A file in CL-Net's grammar", "report")
+        refuse_unused(options, "A file in CL-Net's grammar", "report", *_ROUNDS)
+    if options.plane_devices:
+        refuse_unused(options, "--plane-devices", "devices", "folds", "encoder", "report")
+    tested = task_data(options.task, options.data) if options.rounds else None
     with stoppable(run, options.output, clear=not started()) as listening:
-        if options.devices > 1 and not started():
+        if options.plane_devices:
+            card = _planes(options, listening)
+        elif options.devices > 1 and not started():
             launched(_arguments(options), options.devices)
             card = find_card(str(options.output))
         elif is_bodypart(options.task):
@@ -117,9 +129,41 @@ def train(options: argparse.Namespace, run: Run) -> None:
     sys.stdout.write(f"{card.name} {card.version}: heads {heads} in {options.output}\n")
     if options.report:
         _report(options, card, run)
+    if tested is not None:
+        _tested(options, run, *tested)
     if options.publish:
         published = publish(options.output)
         sys.stdout.write(f"Published as {published.name}.\n")
+
+
+def _sequence(options: argparse.Namespace, run: Run) -> None:
+    """Learns several tasks one after the other."""
+    from CTSegLogic.train.sequence import learn_sequence
+
+    refuse_unused(options, "A sequence of tasks", "devices", "publish", "report", *_ROUNDS, *CHOICES)
+    with stoppable(run, options.output) as listening:
+        learned = learn_sequence(
+            options.task, options.output, listening, data=options.data, resume=options.resume
+        )
+    sys.stdout.write(f"{len(learned.heads)} tasks by {', '.join(learned.methods)} in {options.output}\n")
+
+
+def _sweep(options: argparse.Namespace, run: Run) -> None:
+    """Trains one task with several settings and prints the table of what became of each."""
+    from CTSegLogic.train.sweep import FILES, learn_sweep
+
+    refuse_unused(options, "A sweep", "devices", "publish", "report", *_ROUNDS, "encoder", "folds")
+    with stoppable(run, options.output) as listening:
+        learn_sweep(
+            options.task,
+            options.output,
+            listening,
+            data=options.data,
+            resume=options.resume,
+            prepared=options.cache,
+            preset=options.preset,
+        )
+    sys.stdout.write((options.output / FILES[1]).read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager
@@ -147,6 +191,27 @@ def _report(options: argparse.Namespace, card: Card, run: Run) -> None:
     sys.stdout.write(growth_text(table) + "\n")
 
 
+def _planes(options: argparse.Namespace, run: Run) -> Card:
+    """Trains the planes of an RSTN side by side."""
+    from CTSegLogic.app.crew import runs_for
+    from CTSegLogic.app.planes import grow_planes, planes_of
+
+    given = {"data": options.data, "resume": options.resume, "preset": options.preset}
+    planes = planes_of(options.task, options.output, prepared=options.cache, **given)
+    return grow_planes(options.task, planes, runs_for(run, options.plane_devices, None), options.output)
+
+
+def _tested(options: argparse.Namespace, run: Run, dataset: Path, mapping: Mapping[str, str] | None) -> None:
+    """Prints and writes Dice of every round of what was trained."""
+    from CTSegLogic.app.roundtable import as_text, write_rounds
+    from CTSegLogic.app.session import Session
+
+    with stoppable(run, options.output) as listening:
+        rows = list(evaluate_rounds(Session(listening), str(options.output), dataset, mapping=mapping))
+    write_rounds(rows, options.output)
+    sys.stdout.write(as_text(rows))
+
+
 def _judged(options: argparse.Namespace, run: Run, mapping: Mapping[str, str] | None) -> Sequence[Row]:
     """Rows of a model on a data set's test scans, by name or by clicks."""
     from CTSegLogic.app.clicks import evaluate_clicks
@@ -170,11 +235,22 @@ def _judged(options: argparse.Namespace, run: Run, mapping: Mapping[str, str] | 
 
 def prepare(options: argparse.Namespace, run: Run) -> None:
     """Writes a data list with folds, or a plan and the cases on the working grid, or both."""
-    from CTSegLogic.app.preparing import found_dataset, prepare_cases
+    from CTSegLogic.app.preparing import found_dataset, prepare_cases, prepare_task
     from CTSegLogic.train.datalist import datalist_of
 
     if options.output is None and options.cache is None:
         raise TaskInvalid(seen="Nothing is to be written.", hint="Give -o LIST.json, --cache DIR, or both.")
+    if options.dataset.suffix == ".json":
+        if options.output is not None or options.cache is None:
+            raise TaskInvalid(
+                seen=f"{options.dataset.name} is a task, whose folds are settled.",
+                hint="Give --cache DIR alone, or name a data set.",
+            )
+        refuse_unused(options, "A task", "model", "mapping", "preset")
+        given = {"data": options.data, "processes": options.processes}
+        count = prepare_task(options.dataset, run, options.cache, **given)
+        sys.stdout.write(f"{count} cases of {options.dataset.name}: {options.cache}\n")
+        return
     if options.output is not None:
         refuse_trouble([options.output], options.overwrite)
         table = datalist_of(found_dataset(options.dataset), options.folds, options.seed)

@@ -136,7 +136,8 @@ class Accelerator:
         """
         name = self._wanted(run)
         if name == "torch":
-            return Accelerated(call)
+            said = ("int8 is OpenVINO's alone (--backend openvino): torch ran without it.",)
+            return Accelerated(call, notes=said if run.precision == "int8" else ())
         backend = BACKENDS[name]
         if backend.device != self.device.type:
             said = f"{backend.title} does not run on {self.device}: torch was used."
@@ -182,28 +183,38 @@ class Accelerator:
         backend, notes = BACKENDS[name], []
         able = backend.precisions(self.device)
         asked = [p for p in able if run.precision in ("auto", p)] or ["fp32"]
-        job = Job(module=Traced(trial.call).eval(), tile=trial.tiles[0], shelf=self.shelf)
+        if run.precision == "int8":  # never by itself: it is asked for, and what is refused falls back
+            asked = ["int8", *able] if name == "openvino" else list(able)
+        job = Job(
+            module=Traced(trial.call).eval(), tile=trial.tiles[0], shelf=self.shelf, samples=trial.tiles
+        )
         for precision in asked:
             title = f"{backend.title} {precision}"
             refused = known.get(f"refused {precision}")
             if refused is not None and precision != asked[-1]:
-                continue  # it was held against torch before, with these very weights
+                # It was held against torch before, with these very weights.
+                notes += [_too_far(title, float(refused))] if run.precision == "int8" else []
+                continue
             try:
                 compiled = self._built(backend, job, precision, f"{key}-{precision}")
-                before = known.get(f"agreed {precision}") if lasting else None
+                # int8 is calibrated on one scan: what held there need not hold on the next.
+                believed = lasting and precision != "int8"
+                before = known.get(f"agreed {precision}") if believed else None
                 dice = trial.agreement(compiled) if before is None else float(before)
             except _FAULTS as error:
                 notes.append(f"{title} failed ({_first_line(error)}): it was not used.")
                 continue
-            if dice >= AGREE and lasting and before is None and trial.compared:
+            if dice >= AGREE and believed and before is None and trial.compared:
                 known[f"agreed {precision}"] = round(dice, 6)
                 notes += self._noted(key, known)
             if dice >= AGREE:
                 # A faster precision that was refused on the way is no news once a slower one is right.
-                return Accelerated(trial.call, compiled, f"{name} {precision}", job.notes)
-            notes.append(f"{title} was not used: its labels agree with torch to a Dice of {dice:.4f} only.")
-            known[f"refused {precision}"] = round(dice, 6)
-            notes += self._noted(key, known)
+                told = notes if run.precision == "int8" else []  # but it is to who asked for it
+                return Accelerated(trial.call, compiled, f"{name} {precision}", [*told, *job.notes])
+            notes.append(_too_far(title, dice))
+            if precision != "int8" or trial.compared:  # on a tile of nothing 8 bits are seldom close enough
+                known[f"refused {precision}"] = round(dice, 6)
+                notes += self._noted(key, known)
         return Accelerated(trial.call, notes=notes)
 
     def _built(self, backend: Backend, job: Job, precision: str, name: str) -> Streams:
@@ -267,6 +278,10 @@ class _Trial:
     def _torch(self, tile: Tensor) -> Sequence[Tensor]:
         with torch.autocast(tile.device.type, enabled=False):
             return self.call(tile.float())
+
+
+def _too_far(title: str, dice: float) -> str:
+    return f"{title} was not used: its labels agree with torch to a Dice of {dice:.4f} only."
 
 
 def least_dice(expected: Sequence[Tensor], seen: Sequence[Tensor], sinks: Sequence[Sink]) -> float | None:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from CTSegLogic.engine.quantised import quantised
 from CTSegLogic.values.errors import OutputRefused
 
 _TELEMETRY = "openvino_telemetry"
@@ -51,6 +52,7 @@ class Job:
         module: float32, tile (1, C, *patch) -> tuple of streams (1, F, *patch).
         tile: an example of that shape, on the network's device.
         shelf: where compiled networks are kept between runs.
+        samples: tiles of the scan on which int8 is calibrated; the example alone where there are none.
         memo: what builders of several precisions share.
         notes: what the user must know, one sentence each.
     """
@@ -58,6 +60,7 @@ class Job:
     module: nn.Module
     tile: Tensor
     shelf: Shelf
+    samples: Sequence[Tensor] = ()
     memo: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -77,8 +80,8 @@ class Backend:
         title: for people; package: what pip installs, module: what is imported.
         device: the kind of device it runs on.
         precisions: of the device, fastest first, all of them held against torch in fp32.
-        build: job, precision ("fp32", "bf16", "fp16") and the name its blob is kept under -> the compiled
-            network, which takes one tile.
+        build: job, precision ("fp32", "bf16", "fp16", "int8") and the name its blob is kept under -> the
+            compiled network, which takes one tile.
     """
 
     title: str
@@ -127,7 +130,7 @@ def build_openvino(job: Job, precision: str, name: str) -> Streams:
     openvino = _openvino()
     # Without the hint at import, too, a CPU that knows bf16 runs a float32 blob in bf16.
     options = {
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        "INFERENCE_PRECISION_HINT": {"bf16": "bf16"}.get(precision, "f32"),
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     core, compiled = openvino.Core(), None
@@ -140,7 +143,11 @@ def build_openvino(job: Job, precision: str, name: str) -> Streams:
     if compiled is None:
         if "openvino" not in job.memo:
             job.memo["openvino"] = _converted(job)
-        compiled = core.compile_model(job.memo["openvino"], "CPU", options)
+        model = job.memo["openvino"]
+        if precision == "int8":
+            tiles = [tile.float().contiguous().numpy() for tile in job.samples or [job.tile]]
+            model = quantised(model, tiles, openvino)
+        compiled = core.compile_model(model, "CPU", options)
         job.keep(name, compiled.export_model().getvalue())
     count = len(compiled.outputs)
 

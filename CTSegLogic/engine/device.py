@@ -47,8 +47,8 @@ def pick_device(run: Run) -> torch.device:
 
 
 def precision_of(device: torch.device, run: Run) -> str:
-    """The precision a run has on a device: "auto" is fp16 on CUDA and fp32 elsewhere."""
-    if run.precision != "auto":
+    """The precision a run has on a device: "auto" is fp16 on CUDA and fp32 elsewhere; torch has no int8."""
+    if run.precision not in ("auto", "int8"):
         return run.precision
     return "fp16" if device.type == "cuda" else "fp32"
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from CTSegLogic.values.checks import fits_scan
 from CTSegLogic.values.errors import GridMismatch, ImageInvalid
 from CTSegLogic.values.grid import Box, Grid
+from CTSegLogic.values.heights import Heights, slab_of
 from CTSegLogic.values.prediction import Prediction
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.volume import Volume
@@ -177,6 +178,24 @@ class FromRoi:
         if not fits_scan(self.roi, volume.grid):
             return empty(volume.grid, "The region of interest lies outside the scan.")
         return Region(scan=volume.grid, box=box_of(self.roi, volume.grid), why=self.why)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FromHeights:
+    """Looks in a part of the body: the slices whose scores lie in a range (0 pelvis, 100 eyes)."""
+
+    heights: Heights
+    span: tuple[float, float]
+    why: str = "The part of the body."
+
+    def locate(self, volume: Volume, run: Run) -> Region:
+        """The slab of the scan inside the range; empty where the scan does not reach it."""
+        del run
+        between = self.heights.between(*self.span)
+        if between is None:
+            low, high = self.span
+            return empty(volume.grid, f"The scan does not reach {low:.0f} to {high:.0f} of the body scale.")
+        return Region(scan=volume.grid, box=slab_of(volume.grid, *between), why=self.why)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

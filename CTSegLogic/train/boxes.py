@@ -42,14 +42,18 @@ _BRIGHT_HU = 200.0
 KEYS = ("jitter", "shift", "brightness", "oversample", "augment")
 
 
+def wide(prepare: Sized) -> Sized:
+    """What training cases are prepared with: a box that varies needs more than its margin around labels."""
+    return prepare if prepare.around_mm is None else replace(prepare, reach_mm=REACH * prepare.around_mm)
+
+
 class BoxSource(PatchSource):
     """Augmented batches of a task whose working grid has a fixed number of voxels."""
 
     def __init__(self, task: Task, prepare: Sized, folder: Path, ranks: Ranks | None = None) -> None:
-        around = prepare.around_mm
-        wide = prepare if around is None else replace(prepare, reach_mm=REACH * around)
-        super().__init__(task, wide, folder, ranks)
-        self.size, self.boxed, self.teach = prepare.size_kji, around is not None, dict(task.teach)
+        super().__init__(task, wide(prepare), folder, ranks)
+        boxed = prepare.around_mm is not None
+        self.size, self.boxed, self.teach = prepare.size_kji, boxed, dict(task.teach)
         self.tight = {c.name: Box.around(c.labels) for c in self.cases} if self.boxed else {}
         self.chances = chances([c.name for c in self.cases], self.teach.get("oversample"))
 

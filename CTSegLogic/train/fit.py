@@ -22,6 +22,7 @@ from CTSegLogic.files.atomic import replaced
 from CTSegLogic.systems import Learner
 from CTSegLogic.train.curves import draw_curves
 from CTSegLogic.train.data import Prepared, prepare_case
+from CTSegLogic.train.guard import Guard
 from CTSegLogic.train.prune import schedule_of
 from CTSegLogic.train.ranks import Ranks
 from CTSegLogic.train.record import Clock, Mlflow, Record
@@ -77,7 +78,7 @@ def fit(
             run.check()
             losses.append(state.step(epoch, step, batch, run))
             clock.tell(epoch * task.steps + step + 1, schedule.named(epoch))
-        row: dict[str, Any] = {"epoch": epoch, "loss": float(np.mean(losses)), "lr": schedule.lr(epoch, 0)}
+        row: dict[str, Any] = {"epoch": epoch, **state.guard.told(losses), "lr": schedule.lr(epoch, 0)}
         if record is not None and judged and schedule.judges(epoch):
             row |= state.judge(judged, run)
             state.keep_best(row["dice"], folder / "best.pt")
@@ -108,7 +109,7 @@ class _State:
         self.parameters = list(learner.parameters())
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=task.lr, weight_decay=task.weight_decay)
-        self.best = -1.0
+        self.best, self.guard = -1.0, Guard()
         self.schedule = schedule_of(task, learner, self.parameters)
 
     def step(self, epoch: int, step: int, batch: Any, run: Run) -> float:
@@ -125,7 +126,9 @@ class _State:
             total += float(loss.detach())
         self.ranks.average_(self.parameters)
         self.schedule.on_gradients(self)
-        torch.nn.utils.clip_grad_norm_(self.parameters, _CLIP)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, _CLIP)
+        if not self.guard.takes(float(norm)):
+            return float("nan")
         self.optimizer.step()
         # The average follows closely at first: early weights would otherwise weigh on it for hundreds of
         # steps.

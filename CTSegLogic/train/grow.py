@@ -6,7 +6,8 @@ A task file is JSON:
      "patch_kji": [64, 64, 64], "epochs": 200, ... any other field of `Task`}
 
 `dataset` and `mapping` may be lists of the same length: cases of all are learned together. A data set is a
-folder in nnU-Net's or FLARE's layout or a MONAI data list (.json) whose files start from `dataset_dir`.
+folder in nnU-Net's or FLARE's layout, one of FLARE's LMDB lists, or a MONAI data list (.json); the files of
+lists start from `dataset_dir`. `list` is a text file that chooses among FLARE's cases.
 `mapping` is the name of a shipped one, {"1": "liver"}, or MONAI's {"default": [[1, 3], ...]} with the
 model's label numbers.
 `fold_rule` "contiguous" deals cases to folds in blocks, as RSTN does, instead of in turn.
@@ -30,7 +31,7 @@ from CTSegLogic.files.weights import find_card
 from CTSegLogic.systems import open_system
 from CTSegLogic.train.ensemble import folds_of, over_folds
 from CTSegLogic.train.fit import fit
-from CTSegLogic.train.flare import is_flare, read_flare
+from CTSegLogic.train.flare import flare_cases, is_flare
 from CTSegLogic.train.importers import contiguous_folds, read_datalist, read_nnunet, read_unlabelled
 from CTSegLogic.train.ranks import Ranks, joined
 from CTSegLogic.train.replay import rehearsal
@@ -44,7 +45,7 @@ from CTSegLogic.values.task import Case, Task
 
 _OWN = {"card", "new", "name", "head", "dataset", "dataset_dir", "mapping", "folds", "comment"}
 _TASK = {f.name for f in fields(Task)} - {"head", "cases", "structures", "rehearse", "rehearse_share"}
-_OWN |= {"replay", "unlabelled", "fold_rule"}
+_OWN |= {"replay", "unlabelled", "fold_rule", "list"}
 _REPLAY = {"tasks", "cases", "share"}
 _REPLAYED = 5  # cases kept of each older task
 
@@ -245,7 +246,7 @@ def _cases_of(table: Mapping[str, Any], card: Card, data: Path, named: str, mapp
     dataset = data / named
     names = _names_of(mapping, card)
     if is_flare(dataset):
-        return read_flare(dataset, folds=int(table.get("folds", 5)), mapping=names)
+        return flare_cases(dataset, table, names, data)
     if dataset.suffix != ".json":
         folds = int(table.get("folds", 5))
         cases = read_nnunet(dataset, folds=folds, mapping=names)

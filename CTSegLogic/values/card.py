@@ -20,6 +20,7 @@ from CTSegLogic.values.supports import support_order
 
 FORMAT = 1
 SCORER = "bodypart"  # the system that scores slices instead of finding structures: it has no heads
+FINDERS, REFINERS = ("efficient", "rstn"), ("efficient", "rstn")  # systems of two stages
 _SCHEMES = (
     "https://",
     "package:",
@@ -158,6 +159,7 @@ class Card:
         trained_on: what each structure was learned from, for people to read.
         everything: the set that is meant when everything is asked for; "" means all organs.
         everything_by: the same for scans of a modality ("MR") where another set is meant.
+        fast_for: structures for which it is taken before others at quality "fast".
         data, limits, cite: credit, known limits and citations, one sentence each.
     """
 
@@ -179,6 +181,7 @@ class Card:
     trained_on: Mapping[str, str] = field(default_factory=dict)
     everything: str = ""
     everything_by: Mapping[str, str] = field(default_factory=dict)
+    fast_for: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     cite: tuple[str, ...] = ()
@@ -191,6 +194,16 @@ class Card:
     def vocabulary(self) -> Vocabulary:
         """The shipped vocabulary and this card's own structures."""
         return vocabulary().extended(structure_from_row(row) for row in self.structures)
+
+    @property
+    def locates(self) -> bool:
+        """Whether it finds quickly, on a whole scan, where others should look."""
+        return self.system in FINDERS
+
+    @property
+    def refines(self) -> bool:
+        """Whether it draws again what another model found."""
+        return self.system in REFINERS and (self.system != "efficient" or "fine" in self.network)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -327,6 +340,7 @@ def _rules(card: Card) -> Iterator[tuple[bool, str]]:
     yield len(set(names)) != len(names), "two heads share a name"
     yield not set(card.modality) <= {"CT", "MR"} or not card.modality, "modality must list CT, MR or both"
     yield card.license.use not in ("any", "research", "non-commercial"), "license.use is unknown"
+    yield not set(card.fast_for) <= set(card.keys), "fast_for lists what the model does not find"
     lost = bool(card.encoder) and card.encoder not in card.files
     yield lost, f"encoder names the file {card.encoder!r} that it does not list"
     yield from _prepare_rules(card.prepare)

@@ -2,13 +2,14 @@
 
 A model is preferred, in this order, when it was trained on the scan's kind of image, when it finds more of
 what is wanted, when its Dice on those structures was measured and is higher, when it needs no part of the
-body in view, and when it works on a coarser grid, which is quicker.
+body in view, and when it works on a coarser grid, which is quicker. At quality "fast" models whose cards list
+a structure in `fast_for` come first for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -84,18 +85,42 @@ def ranked(
 
 
 def shared(
-    keys: Iterable[str], cards: Sequence[Card], modality: str = ""
+    keys: Iterable[str], cards: Sequence[Card], modality: str = "", quick: bool = False
 ) -> tuple[list[Choice], tuple[str, ...]]:
-    """The best model, then the best for what it leaves, and so on; and the keys that none finds."""
-    plan: list[Choice] = []
+    """The best model, then the best for what it leaves, and so on; and the keys that none finds.
+
+    Args:
+        keys, cards, modality: see `ranked`.
+        quick: whether models that say they serve as the fast ones come first for those structures.
+    """
     left = tuple(keys)
+    plan = _quick(left, cards, modality) if quick else []
+    left = tuple(key for key in left if all(key not in choice.keys for choice in plan))
     while left:
         best = ranked(left, cards, modality)[:1]
         if not best:
             break
-        plan += best
+        plan = [c for c in plan if c.card is not best[0].card] + [_joined(plan, best[0])]
         left = tuple(key for key in left if key not in best[0].keys)
     return plan, left
+
+
+def _quick(wanted: tuple[str, ...], cards: Sequence[Card], modality: str) -> list[Choice]:
+    """The models that declare themselves the fast ones for some of the keys, on scans of their own kind."""
+    plan: list[Choice] = []
+    left = wanted
+    for card in sorted((c for c in cards if c.fast_for), key=lambda c: c.name):
+        choice = _choice(tuple(key for key in left if key in card.fast_for), card, modality)
+        if choice.keys and choice.fits:
+            plan.append(choice)
+            left = tuple(key for key in left if key not in choice.keys)
+    return plan
+
+
+def _joined(plan: Sequence[Choice], choice: Choice) -> Choice:
+    """A choice with the keys for which the same model was chosen before: it runs once."""
+    before = [key for one in plan if one.card is choice.card for key in one.keys]
+    return replace(choice, keys=(*before, *choice.keys), wanted=choice.wanted + len(before))
 
 
 def why(chosen: Choice, others: Sequence[Choice]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.prompt import Everything, Prompt
 
 Quality = Literal["fast", "balanced", "best"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 Backend = Literal["auto", "torch", "openvino", "tensorrt"]
 
 
@@ -117,7 +118,8 @@ class Run:
 
     Attributes:
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        precision: of the network; "auto" takes half precision on a GPU and fp32 on the CPU.
+        precision: of the network; "auto" takes half precision on a GPU and fp32 on the CPU. "int8" is of
+            OpenVINO alone, and used only where its labels are torch's.
         backend: what runs the network; any other than "torch" is used only where its labels are torch's
             (engine/backend.py). "auto" takes OpenVINO on the CPU where that is installed and faster.
         memory_gib: most memory the run may plan for on its device; None asks the machine what is free.

@@ -236,3 +236,19 @@ def test_the_finder_learns_a_ball(a_data_set, tmp_path):
     with (tmp_path / "out" / "record.csv").open(encoding="utf-8") as file:
         dice = [float(row["dice"]) for row in csv.DictReader(file) if row["dice"]]
     assert dice[-1] > 0.8
+
+
+def test_a_tasks_cases_are_prepared_before_it_as_it_wants_them(a_data_set, tmp_path, monkeypatch):
+    from CTSegLogic.app.cli import main
+    from CTSegLogic.train import data
+
+    fine = {**{k: v for k, v in TASK.items() if k != "new"}, "card": "coarse"}
+    fine["teach"] = {"stage": "fine", "channels": [4, 4, 8, 8, 8], "jitter": 1.0}
+    for table in (TASK, fine):
+        path, out = written(table, tmp_path), tmp_path / table["teach"]["stage"]
+        given = ["--data", str(a_data_set.parent), "--cache", str(tmp_path / "cache")]
+        assert main(["prepare", str(path), *given]) == 0
+        with monkeypatch.context() as held:
+            held.setattr(data, "_resampled", lambda *_: pytest.fail("a case was prepared again"))
+            assert main(["train", str(path), "-o", str(out), *given, "--device", "cpu"]) == 0
+    assert main(["prepare", str(path), "-o", str(tmp_path / "list.json")]) == 2

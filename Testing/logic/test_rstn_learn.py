@@ -11,7 +11,9 @@ import torch
 from tiny import an_rstn_model
 
 from CTSegLogic.app.cli import main
-from CTSegLogic.app.rounds import evaluate_rounds
+from CTSegLogic.app.planes import planes_of
+from CTSegLogic.app.rounds import evaluate_rounds, task_data
+from CTSegLogic.app.roundtable import Judged, as_markdown, as_text
 from CTSegLogic.app.session import Session
 from CTSegLogic.files.weights import find_card
 from CTSegLogic.nets.rstn import RstnNet, RstnPlan
@@ -25,7 +27,7 @@ from CTSegLogic.train.grow import card_of as card_of_task
 from CTSegLogic.train.grow import read_task
 from CTSegLogic.train.importers import contiguous_folds, read_nnunet
 from CTSegLogic.values.card import License
-from CTSegLogic.values.errors import CardInvalid, TaskInvalid, Unteachable, WeightsMismatch
+from CTSegLogic.values.errors import CardInvalid, SettingInvalid, TaskInvalid, Unteachable, WeightsMismatch
 from CTSegLogic.values.foreign import Wishes
 from CTSegLogic.values.resources import resource
 from CTSegLogic.values.run import Run
@@ -273,6 +275,7 @@ def a_trained(a_data_set, tmp_path_factory):
         str(a_data_set.parent),
         "--device",
         "cpu",
+        "--rounds",
     ]
     assert main(given) == 0
     return folder / "out"
@@ -285,6 +288,16 @@ def test_a_small_training_goes_through_all_modes_and_ends_as_a_model(a_trained):
     assert head.structures == ("kidney_left",)
     assert {"loss S", "loss I", "loss J"} <= head.measured.keys()
     assert card.files[head.file].sha256
+    assert {"rounds.csv", "rounds.md", "rounds.png"} <= {p.name for p in a_trained.iterdir()}
+
+
+def test_rounds_after_a_training_are_refused_before_it_for_other_systems(a_data_set, tmp_path):
+    from test_efficient_learn import TASK
+
+    path = tmp_path / "task.json"
+    path.write_text(json.dumps(TASK))
+    with pytest.raises(SettingInvalid, match="system rstn"):
+        task_data(path, a_data_set.parent)
 
 
 def test_a_second_head_leaves_the_first_ones_file_and_may_begin_from_it(a_trained, a_data_set, tmp_path):
@@ -316,6 +329,28 @@ def test_one_network_per_plane_keeps_one_file_per_plane(tmp_path):
     assert system.net(grown.heads[0], "X") is not system.net(grown.heads[0], "Z")
 
 
+@pytest.mark.slow
+def test_planes_are_trained_side_by_side_and_joined(a_data_set, tmp_path):
+    apart = {**NEW, "network": {**NEW["network"], "width": 2, "shared": False, "planes": "XZ"}}
+    path = a_task_file(tmp_path, new=apart, epochs=3, steps=1, validate_every=3)
+    out = tmp_path / "out"
+    given = ["train", str(path), "-o", str(out), "--data", str(a_data_set.parent), "--device", "cpu"]
+    assert main([*given, "--plane-devices", "cpu,cpu"]) == 0
+    card = find_card(str(out))
+    assert set(card.files) == {"left-x", "left-z"}
+    assert card.network["planes"] == "XZ"
+    assert {"loss S, plane X", "loss J, plane Z"} <= card.heads[0].measured.keys()
+    alone = read_tensors(out / "plane-z" / "left-z.safetensors")
+    net = open_system(card, CPU).net(card.heads[0], "Z")
+    assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in alone.items())
+    assert not (out / "plane-x" / "prepared").exists(), "cases were prepared once, for all"
+
+
+def test_planes_that_share_a_network_are_not_trained_apart(tmp_path):
+    with pytest.raises(SettingInvalid, match="network for each"):
+        planes_of(a_task_file(tmp_path), tmp_path, data=None, resume=False, prepared=None, preset=None)
+
+
 def test_every_round_is_judged_and_written(a_trained, a_data_set, tmp_path, capsys):
     given = ["evaluate", str(a_trained), str(a_data_set), "--rounds", "--mapping", '{"1": "kidney_left"}']
     assert main([*given, "-o", str(tmp_path), "--device", "cpu"]) == 0
@@ -328,10 +363,77 @@ def test_every_round_is_judged_and_written(a_trained, a_data_set, tmp_path, caps
     assert (tmp_path / "rounds.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_lesson_may_go_through_several_rounds_each_weighted_by_the_last():
+    net, apart = RstnNet(RstnPlan(width=4, halvings=2)), {"crop": "truth", "saliency": True}
+    torch.manual_seed(3)
+    with torch.no_grad():  # at first saliency is one everywhere, and rounds would not differ
+        for name, parameter in net.named_parameters():
+            if "saliency" in name:
+                parameter.normal_(0, 0.5)
+    one, two = (a_loss(net, Mode(**apart, rounds=n), coarse=0.0, jitter=0) for n in (1, 2))
+    assert one != two
+    assert a_loss(net, Mode(crop="truth", saliency=False, rounds=2), coarse=0.0) == pytest.approx(
+        a_loss(net, Mode(crop="truth", saliency=False), coarse=0.0)
+    ), "without saliency a round knows nothing of the last one"
+    with pytest.raises(TaskInvalid, match="at least one round"):
+        tuning_of(a_task(teach={"modes": {"K": {**apart, "rounds": 0}}}))
+
+
+def test_several_label_values_may_be_one_structure(a_data_set):
+    from CTSegLogic.files.images import read_labels
+    from CTSegLogic.systems.rstn.lesson import areas_of
+
+    both = read_nnunet(a_data_set, mapping={"1": "kidney_left", "2": "kidney_left"})[:1]
+    areas = areas_of(both, ("kidney_left",), "SPL", (4.0, 4.0, 4.0))
+    assert sum(areas["kidney_left", "X"]) == pytest.approx(np.count_nonzero(read_labels(both[0].labels)[0]))
+
+
+def a_judged(case, what, dice, start="coarse", number=None):
+    return Judged(case=case, structure="liver", start=start, what=what, dice=dice, round=number)
+
+
+def test_a_case_whose_rounds_ended_counts_with_its_last_one_and_gain_and_bound_are_told():
+    rows = [a_judged("easy", str(n), d, number=n) for n, d in enumerate((0.5, 0.7, 0.9))]
+    rows += [a_judged("hard", "0", 0.1, number=0), a_judged("hard", "stop", 0.1, number=0)]
+    rows += [a_judged("easy", "stop", 0.7, number=1), a_judged("easy", "1", 0.95, "oracle", 1)]
+    head, _, line = as_markdown(rows)
+    assert head == "| structure | from | cases | round 0 | round 1 | round 2 | stop | gain | oracle |"
+    assert line == "| liver | coarse | 2 | 0.3000 | 0.4000 | 0.5000 | 0.4000 | +0.1000 | 0.9500 |"
+
+
+def test_rounds_are_told_at_every_agreement():
+    rows = [a_judged("a", "0", 0.4, number=0)]
+    for n, (agreed, dice) in enumerate(((0.85, 0.5), (0.92, 0.6), (0.985, 0.7)), start=1):
+        rows.append(replace(a_judged("a", str(n), dice, number=n), agreement=agreed))
+    said = as_text(rows)
+    for line in (
+        "agreement 0.90: 2.00 rounds (most 2, 0 never), Dice 0.6000",
+        "agreement 0.95: 3.00 rounds (most 3, 0 never), Dice 0.7000",
+        "agreement 0.98: 3.00 rounds (most 3, 0 never), Dice 0.7000",
+        "agreement 0.99: 3.00 rounds (most 3, 1 never), Dice 0.7000",
+    ):
+        assert line in said
+
+
+def test_health_targets_stand_beside_the_losses_on_the_card(tmp_path):
+    learner = open_system(an_rstn_model(tmp_path / "m"), CPU).learner(a_task(), CPU)
+    learner.health.update(S=0.28, I=0.2, J=0.3)
+    measured = learner.keep(tmp_path).head("new").measured
+    assert measured["loss S"] == {"last": 0.28, "published": 0.3}
+    assert measured["loss J"] == {"last": 0.3, "published": 0.15}
+
+
+def test_the_pancreas_recipe_names_the_figure_to_expect_and_its_folds():
+    recipe = read_task(resource("Tasks", "rstn-pancreas-nih.json"))
+    assert "84.4 to 84.6" in recipe["comment"]
+    assert (recipe["folds"], recipe["fold_rule"]) == (4, "contiguous")
+    assert tuning_of(a_task(teach=recipe["teach"])).worst == (0.4, 0.35)
+
+
 def test_rounds_are_also_judged_from_another_models_masks(a_trained, a_data_set):
     mapping = {"1": "kidney_left"}
     rows = list(
-        evaluate_rounds(Session(CPU), str(a_trained), a_data_set, first=str(a_trained), mapping=mapping)
+        evaluate_rounds(Session(CPU), str(a_trained), a_data_set, first=[str(a_trained)], mapping=mapping)
     )
     starts = {row.start for row in rows}
     assert starts >= {"coarse", "oracle", "rounds"}

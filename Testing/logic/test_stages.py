@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from CTSegLogic.engine.stages import (
+    FromHeights,
     FromMask,
     FromRoi,
     Region,
@@ -20,6 +21,7 @@ from CTSegLogic.engine.stages import (
 )
 from CTSegLogic.values.errors import GridMismatch, ImageInvalid
 from CTSegLogic.values.grid import Box, Grid
+from CTSegLogic.values.heights import Heights
 from CTSegLogic.values.prediction import prediction_of
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.structures import vocabulary
@@ -100,6 +102,16 @@ def test_a_region_of_interest_is_the_box_around_its_corners():
     assert box_of(SCAN.cropped(box).oriented("ARI"), SCAN) == box
     with pytest.raises(ImageInvalid):
         box_of(Grid.of((3, 3, 3), origin_ras=(900, 0, 0)), SCAN)
+
+
+def test_a_part_of_the_body_is_the_slab_of_its_scores_or_empty_where_the_scan_ends_before():
+    z = np.arange(10) * 5.0  # the scan's slices, the lowest first: scores 50 to 95
+    heights = Heights(z_mm=z, raw=50 + z, score=50 + z, believed=np.ones(10, bool), slope=1.0)
+    found = FromHeights(heights=heights, span=(65, 80)).locate(volume(), RUN)
+    assert found.box == Box(start_kji=(3, 0, 0), stop_kji=(7, 20, 20))
+    lost = FromHeights(heights=heights, span=(0, 20)).locate(volume(), RUN)
+    assert not lost.found
+    assert lost.why == "The scan does not reach 0 to 20 of the body scale."
 
 
 def test_several_structures_of_a_model_are_one_region():

@@ -22,6 +22,7 @@ from CTSegLib.picker import Picker, findable, meantKeys, understoodText
 from CTSegLib.results import ResultTable
 from CTSegLib.runner import Order, Runner, showIn3D
 from CTSegLib.shelf import Shelf, describe
+from CTSegLib.stagebar import StageBar
 from CTSegLib.templatebar import TemplateBar
 from CTSegLogic import (
     Classes,
@@ -64,6 +65,7 @@ class Panel:
         self.table = ResultTable(ui.resultTable)
         self.shelf = Shelf(ui, self.log, self.refresh)
         self.templates = TemplateBar(ui, parameters, self.fail)
+        self.stages = StageBar(ui, parameters)
         self.card: Any = None
         self.channels: list[Any] = []
         self._began, self._updating = 0.0, False
@@ -136,6 +138,7 @@ class Panel:
         for name in ("positiveSelector", "positiveLabel", "negativeSelector", "negativeLabel"):
             getattr(self.ui, name).visible = self.card.points
         self._fit()
+        self.stages.refresh(self.card)
         self.shelf.updateState()
         self.onParametersModified()
 
@@ -164,6 +167,7 @@ class Panel:
             self._volume = chosen
             self._spare(node)
             self._fit()
+        self.stages.show()
         self._updating = True
         if set(node.ticks) != set(self.picker.ticked()):
             self.picker.setTicked(node.ticks)
@@ -276,7 +280,9 @@ class Panel:
         queued = [] if self.channels else [n for n in ui.queueSelector.checkedNodes() if n is not first[0]]
         return Order(
             volumes=[first, *([n] for n in queued)],
-            request=Request(prompt=self.prompt(), card=self.card.name, quality=node.quality),
+            request=Request(
+                prompt=self.prompt(), card=self.card.name, quality=node.quality, **self.stages.chosen()
+            ),
             modality=self.card.modality[0],
             device=node.device,
             roiNode=node.roi,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import slicer
@@ -199,9 +199,7 @@ class Runner:
             modality = adapter.modality_of(step.nodes[0]) or order.modality
             volume = adapter.read_volume(list(step.nodes), modality=modality)
             roi = adapter.read_roi(order.roiNode, step.nodes[0]) if order.roiNode is not None else None
-            request = Request(
-                prompt=order.request.prompt, card=order.request.card, quality=order.request.quality, roi=roi
-            )
+            request = replace(order.request, roi=roi)
             self._job = self.worker.submit(volume, request, Hearing(self, order), device=order.device)
         except CTSegError as error:
             self.onFailed(error)

@@ -4,9 +4,9 @@
            -> labels at the crop's own voxels -> parts -> Prediction
 
 Source: arXiv 2109.10601, winner of FLARE21 (networks in nets/efficient.py). `--quality fast` stops after the
-first network. A scan that the finder would have to squash is searched in overlapping windows instead, and one
-in which it finds nothing gives "absent" with the reason. Other models may look only where it found something
-(`locate`).
+first network unless the card says `fast: fine`. A scan that the finder would have to squash is searched in
+overlapping windows instead, and one in which it finds nothing gives "absent" with the reason. Other models
+may look only where it found something (`locate`).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Efficient(Model):
         """The asked structures on the volume's grid (see the module's text)."""
         _check(self.card, run)
         clock, wanted = Stages(), ask.structures
-        final = run.quality == "fast" or not self.draws
+        final = not self.draws or (run.quality == "fast" and self.plan.fast == COARSE)
         for name in (COARSE,) if final else (COARSE, FINE):
             self.net(name)
         clock.mark("load")

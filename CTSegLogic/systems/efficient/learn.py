@@ -7,7 +7,7 @@ A task's `teach` holds, besides what train/boxes.py reads,
     "topk"        share of the hardest voxels, one number or one per structure
     "schedule"    "steps" = the learning rate falls to a tenth at 66 % and a twentieth at 86 % (as published)
     "start"       true = from the card's own weights of that stage
-    "margin_mm", "most_mm", "least_mm3", "parts"   go into the card, see model.py
+    "margin_mm", "most_mm", "least_mm3", "parts", "fast"   go into the card, see model.py
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from CTSegLogic.values.task import Batch, Task, only_known
 
 LOSSES = ("dice", "focal", "bce", "topk")
 _STAGE = ("channels", "least_mm3")
-_CARD = ("margin_mm", "most_mm", "parts")
+_CARD = ("margin_mm", "most_mm", "parts", "fast")
 _BOXES = ("jitter", "shift", "brightness", "oversample", "augment")  # read by train/boxes.py
 _KEYS = ("stage", "loss", "topk", "schedule", "start", *_STAGE, *_CARD, *_BOXES)
 

@@ -7,6 +7,7 @@ A card has one head, and its `network` holds
     most_mm     coarser than this, a scan is not squashed but cropped to the body and searched in windows
     parts       {structure: parts kept at most}, 1 where nothing is said
     normalise   "own" = each input by its own mean and deviation, as published; "card" = as the card says
+    fast        which network answers at quality "fast": "coarse" (the finder alone) or "fine" (both)
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Plan:
     most_mm: float = 4.0
     parts: Mapping[str, int] = field(default_factory=dict)
     normalise: Literal["own", "card"] = "own"
+    fast: Literal["coarse", "fine"] = "coarse"
 
 
 def plan_from(network: Mapping[str, Any]) -> Plan:
@@ -71,6 +73,9 @@ def plan_from(network: Mapping[str, Any]) -> Plan:
     stages = {name: stage_from(name, network[name]) for name in STAGES if network.get(name)}
     if table.get("normalise", "own") not in ("own", "card"):
         message = "normalise is own or card"
+        raise ValueError(message)
+    if table.get("fast", COARSE) not in STAGES:
+        message = "fast is coarse or fine"
         raise ValueError(message)
     return Plan(stages=stages, **table)
 

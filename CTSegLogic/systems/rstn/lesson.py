@@ -85,14 +85,17 @@ def lesson(
     seen = wanted if mode.crop == "truth" else probability.detach() >= 0.5
     ranges = _ranges(seen if bool(seen.any()) else wanted, axis, crop, chance)
     part, score = cut(x, ranges, edge=True), cut(probability, ranges, edge=False)
-    if mode.saliency:
-        found = fine(net, part, score.detach() if mode.detach else score, organ, axis)
-    else:
-        found = net.fine(part, organ, axis)
     inside = cut(wanted.float(), ranges, edge=False)
     beyond = wanted.flatten(1).sum(1) - inside.flatten(1).sum(1)
-    drawn_loss = slice_loss(found, inside, cross=tuning.cross, beyond=beyond).mean()
-    return tuning.coarse * coarse + (1 - tuning.coarse) * drawn_loss
+    drawn_losses = []
+    for _ in range(mode.rounds):
+        if mode.saliency:
+            found = fine(net, part, score.detach() if mode.detach else score, organ, axis)
+        else:
+            found = net.fine(part, organ, axis)
+        drawn_losses.append(slice_loss(found, inside, cross=tuning.cross, beyond=beyond).mean())
+        score = found.float().sigmoid()  # what the next round is weighted by, as in use
+    return tuning.coarse * coarse + (1 - tuning.coarse) * torch.stack(drawn_losses).mean()
 
 
 def _numbers(

@@ -14,12 +14,13 @@ CURRICULUM = (("S", 2), ("I", 6), ("J", 8))  # as published
 
 @dataclass(frozen=True, kw_only=True)
 class Mode:
-    """Three switches: where crops come from, whether saliency weighs the image, and whether it passes no
-    gradient back to the coarse network."""
+    """Switches: where crops come from, whether saliency weighs the image, whether it passes no gradient back
+    to the coarse network, and how many rounds of the fine network follow one another in a lesson."""
 
     crop: Literal["truth", "coarse"]
     saliency: bool
     detach: bool = False
+    rounds: int = 1
 
 
 MODES: Mapping[str, Mode] = {
@@ -36,7 +37,7 @@ class Tuning:
     Attributes:
         curriculum: modes and their epochs in order, stretched to the task's epochs; a mode is S, I, J or the
             name of one in `modes`.
-        modes: further modes, {"K": {"crop": "coarse", "saliency": true, "detach": true}}.
+        modes: further modes, {"K": {"crop": "coarse", "saliency": true, "detach": true, "rounds": 2}}.
         coarse: the coarse network's share of the loss, the rest is the fine one's (published: 1/3).
         cross: weight of binary cross-entropy beside Dice (published: none).
         slices: triples looked at in each patch.
@@ -107,6 +108,7 @@ def tuning_of(task: Task) -> Tuning:
         (not stages or any(count <= 0 for _, count in stages), "every mode of the curriculum takes epochs"),
         (bool(strange), f"the curriculum names a mode {strange[:1]} that is not there"),
         (any(m.crop not in ("truth", "coarse") for m in own.values()), "crops are of truth or coarse"),
+        (any(m.rounds < 1 for m in own.values()), "a mode has at least one round"),
         (not 0 <= tuning.coarse <= 1, "coarse is a share 0..1"),
         (
             tuning.slices < 1 or not 0 <= tuning.negatives < 1,
