@@ -175,3 +175,11 @@ def test_maps_that_cannot_be_made_are_refused(tmp_path, a_published_model, a_til
     assert main([*asked, *(str(tmp_path / m) if m.endswith((".png", ".gz")) else m for m in more)]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 2
     assert not out.exists()
+
+
+def test_a_model_that_reads_prompts_tells_as_well(an_empty_home, a_gcis_card, a_tilted_ct):
+    publish(a_gcis_card.folder)
+    request = Request(prompt=Classes(("liver",)), card="gcis-tiny", quality="fast", overrides=SURE)
+    found = Session(CPU).segment(a_tilted_ct, request)
+    assert found.doubt.shape == a_tilted_ct.grid.shape
+    assert 0 < found.doubt.max() <= 0.5 * FULL + 1  # one class: the label is the likelier of two
