@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,6 +66,7 @@ def words_of(command: str) -> list[str]:
     return shlex.split(command)
 
 
+@functools.cache
 def messages() -> list[tuple[re.Pattern[str], re.Pattern[str]]]:
     """Patterns of message and hint of every error in the code."""
     found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import phantoms
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -127,15 +128,16 @@ class _NoDoubles(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_no_step_of_a_run_needs_double_precision(a_tiny_card, a_tilted_ct, activation):
+def test_no_step_of_a_run_needs_double_precision(a_tiny_card, activation):
     from dataclasses import replace
 
     heads = tuple(replace(head, activation=activation) for head in a_tiny_card.heads)
     card = replace(a_tiny_card, heads=heads)
     (card.folder / "card.json").write_text(card.to_json(), encoding="utf-8")
     request = Request(card=str(card.folder), prompt=Classes(("kidney_left", "liver")))
+    scan = phantoms.ct_of(phantoms.tilted_grid((20, 24, 24), (5, 5, 5)), noise=8)
     with _NoDoubles(), pytest.raises(TypeError, match="float64"):
         torch.ones(2).double()
     with _NoDoubles():
-        found = Session(Run(device="cpu", workers=1)).segment(a_tilted_ct, request)
+        found = Session(Run(device="cpu", workers=1)).segment(scan, request)
     assert any(entry.confidence for entry in found.entries)
