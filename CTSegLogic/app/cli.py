@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 import threading
 import traceback
@@ -24,6 +23,7 @@ from CTSegLogic.app.flare import add_flare
 from CTSegLogic.app.importing import add_import, import_
 from CTSegLogic.app.lessons import add_lessons
 from CTSegLogic.app.rounds import add_rounds
+from CTSegLogic.app.terminal import interruptible, speak_plainly
 from CTSegLogic.values.errors import Cancelled, CTSegError
 from CTSegLogic.values.presets import PRESETS
 from CTSegLogic.values.run import PRECISIONS, Run
@@ -37,17 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     for library in ("pydicom", "highdicom", "nibabel"):  # their remarks on headers are for programmers
         logging.getLogger(library).setLevel(logging.ERROR)
-    stop = threading.Event()
-
-    def interrupted(*_: object) -> None:
-        # The first Ctrl-C ends the run in order, within one tile; a second one ends it at once.
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    previous = signal.signal(signal.SIGINT, interrupted) if _main_thread() else None
+    speak_plainly()
     try:
-        return int(options.run(options, _run_of(options, stop)) or 0)
+        with interruptible(options.command) as stop:
+            return int(options.run(options, _run_of(options, stop)) or 0)
     except CTSegError as error:
         if options.debug:
             traceback.print_exc()
@@ -57,9 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return Cancelled.exit_code
-    finally:
-        if previous is not None:
-            signal.signal(signal.SIGINT, previous)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -387,7 +377,3 @@ class Bar:
         else:
             self.stream.write(said + "\n")
         self.stream.flush()
-
-
-def _main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()

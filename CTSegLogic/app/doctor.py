@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from CTSegLogic.engine.abilities import lacking
 from CTSegLogic.engine.backend import BACKENDS
 from CTSegLogic.engine.compilers import has_native_bf16
 from CTSegLogic.engine.device import free_bytes
@@ -99,7 +100,10 @@ def _devices(run: Run) -> dict[str, Any]:
         free = free_bytes(torch.device("cuda", n), run)
         found[f"cuda:{n}"] = f"{torch.cuda.get_device_name(n)}, {free / 2**30:.1f} GiB free"
     if torch.backends.mps.is_available():
-        found["mps"] = "Apple GPU"
+        without = lacking(torch.device("mps"))
+        free = 0 if without else free_bytes(torch.device("mps"), run)
+        found["mps"] = f"Apple GPU, cannot compute {without}: auto takes the CPU" if without else "Apple GPU"
+        found["mps"] += "" if without else f", {free / 2**30:.1f} GiB free, no float64"
     for name, backend in BACKENDS.items():
         kinds = ", ".join(backend.precisions(torch.device(backend.device)))
         missing = f"not installed (faster on {backend.device}: pip install {backend.package})"
@@ -124,7 +128,7 @@ def _self_test(problems: dict[str, Any]) -> dict[str, Any]:
             name = f"{device} {str(kind).removeprefix('torch.')}"
             try:
                 began = time.perf_counter()
-                y = F.conv3d(x.to(device, kind), w.to(device, kind), padding=1).double().cpu()
+                y = F.conv3d(x.to(device, kind), w.to(device, kind), padding=1).cpu().double()
                 spent = time.perf_counter() - began
             except (RuntimeError, NotImplementedError, TypeError) as error:
                 results[name] = f"not supported: {str(error).splitlines()[0][:80]}"

@@ -58,10 +58,9 @@ class Session:
     def forget(self) -> None:
         """Releases every loaded model and the accelerator's memory."""
         self._open.clear()
-        import torch
+        from CTSegLogic.engine.abilities import release_all
 
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_all()
 
     def plan(self, request: Request, modality: str = "") -> list[tuple[Card, Ask]]:
         """Which models serve a request of a scan of some modality, and what each is asked; loads nothing.

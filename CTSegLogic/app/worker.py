@@ -91,26 +91,25 @@ class Worker:
         self.jobs.put(None)
 
     def _answer(self, message: Mapping[str, Any]) -> None:
-        number = message.get("id")
+        # Said only when the error and its frames are gone: they hold the mapped scan, which the panel deletes
+        # as soon as it hears, and Windows deletes no file that is mapped.
+        answer = self._outcome(message)
+        self.stopped.discard(message.get("id"))
+        self.say(id=message.get("id"), **answer)
+
+    def _outcome(self, message: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            self.say(id=number, event="done", **self._segmented(number, message))
+            return {"event": "done", **self._segmented(message.get("id"), message)}
         except Cancelled:
-            self.say(id=number, event="cancelled")
+            return {"event": "cancelled"}
         except CTSegError as error:
             kind = type(error).__name__
-            self.say(id=number, event="error", kind=kind, seen=error.seen, hint=error.hint)
+            return {"event": "error", "kind": kind, "seen": error.seen, "hint": error.hint}
         except Exception as error:  # a fault in one run must not take the warm models with it
             traceback.print_exc()
             seen = f"The run failed: {type(error).__name__}: {error}"
-            self.say(
-                id=number,
-                event="error",
-                kind="fault",
-                seen=seen,
-                hint="The log has the details; please report it.",
-            )
-        finally:
-            self.stopped.discard(number)
+            hint = "The log has the details; please report it."
+            return {"event": "error", "kind": "fault", "seen": seen, "hint": hint}
 
     def _segmented(self, number: Any, message: Mapping[str, Any]) -> dict[str, Any]:
         if message.get("do") != "segment":

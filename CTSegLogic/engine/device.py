@@ -10,25 +10,28 @@ from typing import Any
 import numpy as np
 import torch
 
+from CTSegLogic.engine.abilities import lacking
 from CTSegLogic.engine.window import Tiling
 from CTSegLogic.values.errors import CTSegError
 from CTSegLogic.values.run import Run
 
 _HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+_UNKNOWN_RAM = 4 * 2**30  # what is planned for where nothing tells how much is free
 _SHARE = 0.6  # of the free memory a plan may use: the network's own activations are an estimate
 
 
 def pick_device(run: Run) -> torch.device:
-    """The device a run goes to.
+    """The device a run goes to: for "auto" CUDA, else Apple's GPU if it can run the networks, else the CPU.
 
     Raises:
-        CTSegError: it was named and is not there.
+        CTSegError: it was named and is not there, or cannot run the networks.
     """
     wanted = run.device
     if wanted == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        fit = torch.backends.mps.is_available() and not lacking(torch.device("mps"))
+        return torch.device("mps" if fit else "cpu")
     try:
         device = torch.device(wanted)
     except RuntimeError as error:
@@ -42,6 +45,11 @@ def pick_device(run: Run) -> torch.device:
     if missing or device.type not in ("cpu", "cuda", "mps"):
         raise CTSegError(
             seen=f"There is no device {wanted!r} here.", hint="Run `ctseg doctor` to see what there is."
+        )
+    if device.type == "mps" and lacking(device):
+        raise CTSegError(
+            seen=f"PyTorch {torch.__version__} cannot compute {lacking(device)} on mps.",
+            hint="Use the device cpu, or a newer PyTorch and macOS.",
         )
     return device
 
@@ -68,7 +76,13 @@ def seed_everything(seed: int) -> None:
 
 def free_bytes(device: torch.device, run: Run) -> int:
     """Memory a run may plan for on a device: what is free now, or the user's limit when that is lower."""
-    free = int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else _free_ram()
+    if device.type == "cuda":
+        free = int(torch.cuda.mem_get_info(device)[0])
+    elif device.type == "mps":  # it shares the computer's memory, up to a limit of its own
+        own = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        free = min(max(int(own), 0), _free_ram())
+    else:
+        free = _free_ram()
     limit = int(run.memory_gib * 2**30) if run.memory_gib else free
     return min(free, limit)
 
@@ -141,5 +155,7 @@ def _free_ram() -> int:
         import psutil
 
         return int(psutil.virtual_memory().available)
-    pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    return int(pages) * int(size)
+    known: dict[str, int] = getattr(os, "sysconf_names", {})  # Windows has none, macOS not this one
+    if "SC_AVPHYS_PAGES" not in known:
+        return _UNKNOWN_RAM
+    return int(os.sysconf("SC_AVPHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))

@@ -211,7 +211,7 @@ class Readout:
             self.counts += _sums(chosen, torch.ones_like(share), self.classes).astype(np.int64)
             return
         on = ((chosen >> torch.arange(self.classes, device=chosen.device)[:, None]) & 1).bool()
-        self.shares += (logits.sigmoid() * on).sum(1, dtype=torch.float64).cpu().numpy()
+        self.shares += (logits.sigmoid() * on).float().cpu().numpy().sum(1, dtype=np.float64)
         self.counts += on.sum(1).cpu().numpy()
 
 
@@ -334,7 +334,8 @@ def _picked(channels: Tensor, index: NDArray[np.intp]) -> Tensor:
 
 
 def _sums(index: Tensor, values: Tensor, length: int) -> NDArray[np.float64]:
-    return torch.bincount(index, values.double(), minlength=length).cpu().numpy()
+    # In numpy: Apple's GPU has no double precision.
+    return np.bincount(index.cpu().numpy(), values.float().cpu().numpy(), minlength=length)
 
 
 def _code_type(classes: int, activation: str) -> Any:

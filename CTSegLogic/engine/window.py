@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from CTSegLogic.engine.abilities import release
 from CTSegLogic.values.errors import OutOfMemory, out_of_memory
 from CTSegLogic.values.run import Run
 
@@ -208,8 +209,7 @@ def _predicted(
                 seen=f"One tile of {tuple(patch)} voxels does not fit in memory.",
                 hint="Close other programs, or run with --device cpu or --quality fast.",
             ) from error
-    if image.device.type == "cuda":
-        torch.cuda.empty_cache()
+    release(image.device)
     return None, max(1, len(corners) // 2)
 
 

@@ -9,10 +9,12 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from CTSegLogic.files.held import gone, put
 from CTSegLogic.values.errors import OutputRefused
 
 _SCRATCH = ".part-"  # then random letters, then the last letters of the name it will have
 _KEPT = 80
+_TOO_LONG = 206  # of Windows: "The filename or extension is too long"
 
 
 @contextlib.contextmanager
@@ -36,11 +38,11 @@ def replaced(path: Path, mode: int | None = None) -> Iterator[Path]:
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.chmod(0o666 & ~_umask() if mode is None else mode)
-        part.replace(path)
+        put(part, path)
     except OSError as error:
         raise refused(path, error) from error
     finally:
-        part.unlink(missing_ok=True)
+        gone(part)
 
 
 def clear_scratch(paths: Iterable[Path]) -> None:
@@ -51,7 +53,7 @@ def clear_scratch(paths: Iterable[Path]) -> None:
     for folder, own in names.items():
         for left in folder.glob(f"{_SCRATCH}*"):
             if left.name.removeprefix(_SCRATCH).partition("-")[2] in own:
-                left.unlink(missing_ok=True)
+                gone(left)
 
 
 def refused(path: Path, error: OSError) -> OutputRefused:
@@ -59,6 +61,10 @@ def refused(path: Path, error: OSError) -> OutputRefused:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputRefused(
             seen=f"The disk is full: {path} was not written.", hint="Free some space and run again."
+        )
+    if error.errno == errno.ENAMETOOLONG or getattr(error, "winerror", 0) == _TOO_LONG:
+        return OutputRefused(
+            seen=f"The path {path} is too long for this system.", hint="Choose a shorter folder or name."
         )
     return OutputRefused(
         seen=f"{path} cannot be written: {error.strerror or error}.", hint="Choose a folder you may write to."

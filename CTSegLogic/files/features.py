@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from CTSegLogic.files.atomic import replaced
+from CTSegLogic.files.held import gone
+from CTSegLogic.values.errors import OutputRefused
 
 SUFFIX = ".features"
 _TAIL = 8  # bytes of the table's length at the end
@@ -87,7 +89,8 @@ class FeatureFolder:
                 return "their folder may not be written to"
             if size > self.limit:
                 return f"{gib(size)} are more than the limit of {gib(self.limit)}"
-            self._make_room(size)
+            if not self._make_room(size):
+                return "other runs are using the features that are there"
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
             return error.strerror or str(error)
@@ -107,30 +110,39 @@ class FeatureFolder:
     def writing(self, key: str) -> Iterator[FeatureWriter]:
         """A writer whose file takes its place when the block ends well; a write that failed leaves
         nothing."""
-        with contextlib.suppress(_UnfinishedError), replaced(self._place(key), 0o600) as part:
-            # Without a buffer: what the disk refuses is known at once, and not tried again at the end.
-            with part.open("wb", buffering=0) as file:
-                writer = FeatureWriter(file)
-                yield writer
-                writer.close()
-            if writer.failed:
-                raise _UnfinishedError
+        whole = False
+        try:
+            with contextlib.suppress(_UnfinishedError), replaced(self._place(key), 0o600) as part:
+                # Without a buffer: what the disk refuses is known at once, and not tried again at the end.
+                with part.open("wb", buffering=0) as file:
+                    writer = FeatureWriter(file)
+                    yield writer
+                    writer.close()
+                if writer.failed:
+                    raise _UnfinishedError
+                whole = True
+        except OutputRefused as error:
+            if not whole:
+                raise
+            writer.failed = error.seen.rstrip(".")  # another run has mapped the file that it made meanwhile
 
     def _place(self, key: str) -> Path:
         return self.folder / f"{key}{SUFFIX}"
 
-    def _make_room(self, size: int) -> None:
-        """Removes the least recently used files until `size` more bytes keep to the limit."""
+    def _make_room(self, size: int) -> bool:
+        """Removes the least recently used files; whether `size` more bytes keep to the limit then.
+
+        Where files that are mapped cannot be deleted (Windows), they stay and younger ones go.
+        """
         for part in self.folder.glob(f".part-*{SUFFIX}"):
             if time.time() - part.stat().st_mtime > _STALE_S:
-                part.unlink(missing_ok=True)
+                gone(part, patient=False)
         known = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in self.folder.glob(f"[!.]*{SUFFIX}"))
         total = sum(bytes_ for _, bytes_, _ in known)
         for _, bytes_, path in known:
-            if total + size <= self.limit:
-                return
-            path.unlink(missing_ok=True)
-            total -= bytes_
+            if total + size > self.limit and gone(path, patient=False):
+                total -= bytes_
+        return total + size <= self.limit
 
 
 def gib(size: int) -> str:

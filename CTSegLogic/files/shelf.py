@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from CTSegLogic.files.atomic import refused, replaced
+from CTSegLogic.files.held import gone
 from CTSegLogic.files.weights import home
 
 _LIMIT = 4 * 2**30  # bytes of blobs kept; the least recently used go first
@@ -61,8 +62,7 @@ class Shelf:
         states = [(path, path.stat()) for path in self.folder.glob("*.blob")]
         total = sum(state.st_size for _, state in states)
         for path, state in sorted(states, key=lambda pair: pair[1].st_mtime_ns):
-            if total > self.limit and path != self._blob(name):
-                path.unlink(missing_ok=True)
+            if total > self.limit and path != self._blob(name) and gone(path, patient=False):
                 total -= state.st_size
 
     def table(self, name: str) -> dict[str, Any]:

@@ -100,7 +100,11 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error of numpy or torch, on any device, says that memory ran out."""
     # torch is not imported here; on the CPU it raises a plain RuntimeError with these words.
     named = type(error).__name__ == "OutOfMemoryError"
-    return named or isinstance(error, MemoryError | OutOfMemory) or "can't allocate memory" in str(error)
+    return named or isinstance(error, MemoryError | OutOfMemory) or _full(str(error))
+
+
+def _full(said: str) -> bool:
+    return "can't allocate memory" in said or "MPS backend out of memory" in said
 
 
 class TaskInvalid(CTSegError):

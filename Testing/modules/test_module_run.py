@@ -307,6 +307,25 @@ def test_voxels_left_by_a_crashed_application_are_removed_and_those_of_others_st
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_voxels_that_cannot_be_removed_yet_are_removed_later(app, tmp_path, monkeypatch):
+    """Windows keeps files that a worker still has mapped."""
+    import shutil
+
+    from CTSegLib import jobs
+
+    worker = jobs.Worker()
+    remove = shutil.rmtree
+    monkeypatch.setattr(jobs.shutil, "rmtree", lambda folder, **_: None)
+    for n in (1, 2):
+        (tmp_path / str(n)).mkdir()
+        worker._jobs[n] = jobs.Job(listener=None, folder=tmp_path / str(n), message={})
+    worker._finish(1)
+    assert (tmp_path / "1").exists()
+    monkeypatch.setattr(jobs.shutil, "rmtree", remove)
+    worker._finish(2)
+    assert not list(tmp_path.iterdir())
+
+
 def test_closing_the_module_ends_the_worker_in_the_middle_of_a_run(ready, controls):
     import psutil
 

@@ -74,6 +74,7 @@ class Worker:
         self._next = 1
         self._cancelling: set[int] = set()
         self._insisted = False
+        self._left: list[Path] = []  # folders that could not be removed yet
         remove_stale_folders()
 
     @property
@@ -134,6 +135,7 @@ class Worker:
                 self._kill()
         for number in list(self._jobs):
             self._finish(number).onCancelled()
+        self._clear()
 
     def _start(self) -> None:
         self._buffer = b""
@@ -214,8 +216,16 @@ class Worker:
     def _finish(self, number: int) -> Listener:
         job = self._jobs.pop(number)
         self._cancelling.discard(number)
-        shutil.rmtree(job.folder, ignore_errors=True)
+        self._left.append(job.folder)
+        self._clear()
         return job.listener
+
+    def _clear(self) -> None:
+        """Removes folders of jobs that ended; Windows keeps files that a worker still has mapped, until
+        later."""
+        for folder in self._left:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._left = [folder for folder in self._left if folder.exists()]
 
     def _insist(self, number: int) -> None:
         if number in self._jobs and self.running:

@@ -101,7 +101,7 @@ def clicked(
             net,
             low,
             patch,
-            torch.as_tensor(local, device=low.device),
+            torch.as_tensor(local.astype(np.float32), device=low.device),
             labels,
             zero_shot=index > LAST_SUPPORTED,
         )

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from CTSegLogic.engine.abilities import release
 from CTSegLogic.engine.backend import Accelerated
 from CTSegLogic.engine.device import MemoryPlan
 from CTSegLogic.engine.readout import Readout
@@ -93,8 +94,7 @@ def fitting(
         else:
             break
         used, left = left[0], left[1:]
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        release(device)
     if used == window:
         return found, used, ()
     said = f"Memory did not suffice for windows of {_words(window)} voxels: {_words(used)} were used."
