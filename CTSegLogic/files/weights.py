@@ -57,6 +57,12 @@ def threads_named() -> bool:
     return "OMP_NUM_THREADS" in os.environ
 
 
+def silence_ray() -> None:
+    """Has a Ray that this process starts send no usage reports; nothing leaves the machine."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns at every actor
+
+
 def cards() -> dict[str, Card]:
     """Every known model by name: shipped, then the user's own, which may not take a shipped name."""
     found: dict[str, Card] = {}
