@@ -274,7 +274,7 @@ def as_markdown(table: dict[str, Any]) -> str:
     verdict = "; ".join(proof["differences"][:5]) or "identical to a run never killed"
     lines += [
         "",
-        f"Two workers over one: {gain:.2f}. Killed {proof['kills']} times, with {proof['done_at_kill']} done, "
+        f"Two workers over one: {gain:.2f}. Killed {proof['kills']} times, at {proof['done_at_kill']} done, "
         f"and resumed: {proof['done']} of {table['scans']} done, {proof['written_again']} of those that were "
         f"noted are written again, {proof['writes']} results written in all; {verdict}.",
     ]

@@ -31,10 +31,10 @@ pytestmark = [
 
 @pytest.fixture
 def folder(tmp_path, an_empty_home, a_tiny_card):
-    """A folder of ten scans that take a second or two each, and their results by a run in this process."""
+    """A folder of ten scans, and their results by a run in this process."""
     publish(a_tiny_card.folder)
     (tmp_path / "in").mkdir()
-    scan = phantoms.ct_of(phantoms.tilted_grid((80, 96, 96), (3, 2, 2.5)), noise=8)
+    scan = phantoms.ct_of(phantoms.tilted_grid((48, 56, 56), (3, 2.5, 2.5)), noise=8)
     for n in range(10):
         write_nifti(scan.array[0] + n, scan.grid, tmp_path / "in" / f"c{n}.nii.gz")
     assert main(["batch", str(tmp_path / "in"), str(tmp_path / "calm"), *ASK]) == 0
