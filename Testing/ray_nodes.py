@@ -4,13 +4,14 @@ when its input does.
 
 from __future__ import annotations
 
-import os
 import sys
+
+from CTSegLogic.files.weights import settle_ray
 
 STORE_BYTES = 80 * 2**20
 
 if __name__ == "__main__":
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    settle_ray()
     from ray.cluster_utils import Cluster
 
     size = {"num_cpus": 1, "object_store_memory": STORE_BYTES}

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 from CTSegLogic.app.crew import Crew, GivenT, ToldT, sharing
-from CTSegLogic.files.weights import silence_ray
+from CTSegLogic.files.weights import settle_ray
 from CTSegLogic.values.errors import Cancelled, CTSegError, PackageMissing, SettingInvalid
 from CTSegLogic.values.run import Run
 
@@ -63,7 +63,7 @@ def ray_module() -> Any:
     Raises:
         PackageMissing: it is not installed.
     """
-    silence_ray()
+    settle_ray()
     try:
         import ray
         import ray.exceptions

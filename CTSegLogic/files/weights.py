@@ -57,10 +57,11 @@ def threads_named() -> bool:
     return "OMP_NUM_THREADS" in os.environ
 
 
-def silence_ray() -> None:
-    """Has a Ray that this process starts send no usage reports; nothing leaves the machine."""
+def settle_ray() -> None:
+    """Settings of a Ray that this process starts: no usage reports (nothing leaves the machine), patience."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns at every actor
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # a busy machine needs more than its 30
 
 
 def cards() -> dict[str, Card]:

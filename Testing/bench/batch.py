@@ -257,10 +257,19 @@ def _same(value: Any) -> Any:
 def as_markdown(table: dict[str, Any]) -> str:
     """The figures for people."""
     rows = {row["way"]: row for row in table["ways"]}
+    proof = table["proof"]
+    verdict = "; ".join(proof["differences"][:5]) or "identical to a run never killed"
     lines = [
-        f"{table['scans']} scans, {table['model']}, {table['quality']}, {table['threads']} thread(s) each",
+        f"{table['scans']} scans, {table['model']}, {table['quality']}, {table['threads']} thread(s) each.",
+        f"Killed {proof['kills']} times, at {proof['done_at_kill']} done, and resumed: {proof['done']} done, "
+        f"{proof['written_again']} of those that were noted are written again, {proof['writes']} results "
+        f"written in all; {verdict}.",
+    ]
+    if not rows:
+        return "\n".join(lines) + "\n"
+    lines += [
         "",
-        f"| way | scans/min | of the loop | processor s | {' | '.join(STEPS)} |",
+        f"| {table['timed_scans']} scans | scans/min | of the loop | processor s | {' | '.join(STEPS)} |",
         f"|---|---|---|---|{'---|' * len(STEPS)}",
     ]
     for name, row in rows.items():
@@ -269,16 +278,8 @@ def as_markdown(table: dict[str, Any]) -> str:
         lines.append(
             f"| {name} | {row['scans_per_minute']:.2f} | {ratio:.2f} | {row['processor_s']:.0f} | {shares} |"
         )
-    proof = table["proof"]
     gain = rows["two workers"]["scans_per_minute"] / rows["one worker"]["scans_per_minute"]
-    verdict = "; ".join(proof["differences"][:5]) or "identical to a run never killed"
-    lines += [
-        "",
-        f"Two workers over one: {gain:.2f}. Killed {proof['kills']} times, at {proof['done_at_kill']} done, "
-        f"and resumed: {proof['done']} of {table['scans']} done, {proof['written_again']} of those that were "
-        f"noted are written again, {proof['writes']} results written in all; {verdict}.",
-    ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", f"Two workers over one: {gain:.2f}."]) + "\n"
 
 
 def parsed() -> argparse.Namespace:
@@ -286,6 +287,7 @@ def parsed() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--data", type=Path, required=True, help="folder of real scans")
     p.add_argument("--count", type=int, default=40, help="scans")
+    p.add_argument("--timed", type=int, metavar="N", help="of them, for the speed (default: all; 0: none)")
     p.add_argument("--quality", choices=("fast", "balanced", "best"), default="fast")
     p.add_argument("--model", default="starter")
     p.add_argument("--structures", help="keys with commas between (default: all organs)")
@@ -301,22 +303,25 @@ def main() -> int:
     options.data = options.data.resolve()
     scans = scans_of(options.data, options.count)
     with tempfile.TemporaryDirectory(prefix="ctseg-bench-") as name:
+        calm, out = Path(name) / "calm", Path(name) / "killed"
         bench = Bench(options, Path(name), scans)
-        ways = []
-        for way in reversed(WAYS):
-            ways.append(bench.way(way, Path(name) / way.replace(" ", "-")))
-            sys.stderr.write(json.dumps(ways[-1]) + "\n")
-        calm, out = Path(name) / "two-workers", Path(name) / "killed"
+        bench.through(bench.batch(calm, 2), 2, Path(name) / "calm.jsonl")
         proof = bench.killed(out, options.kills)
         proof |= {"done": len(done_in(out)), "differences": differences(calm, out)}
-        proof["one_worker_differences"] = differences(calm, Path(name) / "one-worker")
+        sys.stderr.write(json.dumps(proof) + "\n")
+        timed_scans = scans[: options.timed if options.timed is not None else len(scans)]
+        ways = []
+        for n, way in enumerate(WAYS * bool(timed_scans)):
+            ways.append(Bench(options, Path(name), timed_scans).way(way, Path(name) / f"way{n}"))
+            sys.stderr.write(json.dumps(ways[-1]) + "\n")
     table = {
         "what": __doc__.split("\n\n")[0],
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "load": os.getloadavg()[1],
         "scans": len(scans),
         **{key: getattr(options, key) for key in ("model", "quality", "threads")},
-        "ways": ways[::-1],
+        "timed_scans": len(timed_scans),
+        "ways": ways,
         "proof": proof,
     }
     options.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

@@ -55,8 +55,8 @@ def a_ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setitem(sys.modules, "ray.exceptions", ray.exceptions)
     monkeypatch.setattr(Doubler, "died_of_14", False)
-    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
-        monkeypatch.setenv(name, "1")
+    for name in ("USAGE_STATS_ENABLED", "ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "raylet_start_wait_time_s"):
+        monkeypatch.setenv(f"RAY_{name}", "1")
     return ray
 
 

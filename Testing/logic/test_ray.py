@@ -92,7 +92,8 @@ def same_as_calm(folder):
 def test_a_batch_goes_on_when_one_of_two_nodes_is_killed(folder):
     pipe = subprocess.PIPE
     command = [sys.executable, str(ROOT / "Testing" / "ray_nodes.py")]
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as nodes:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as nodes:
         address = nodes.stdout.readline().strip()
         running = batch(folder, "--ray", address)
         until(lambda: some_done(folder), running)
