@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
+import os
 import platform
 import queue
 import sys
@@ -390,10 +391,12 @@ def _connected(address: str, count: int | None) -> Iterator[Any]:
             seen=f"Ray cannot be reached at {address}: {_last_line(error)}",
             hint="Start it with `ray start --head` and give the address it prints, or use --ray local.",
         ) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    # Ray prints what it has to say of a lost machine, pages of it, to stdout: that is for results.
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 def _last_line(error: BaseException) -> str:

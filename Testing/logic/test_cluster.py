@@ -113,6 +113,16 @@ def test_a_task_that_kills_three_actors_is_lost_alone(a_ray, tmp_path, capsys):
     assert capsys.readouterr().err.count("was lost; another takes over") == 3
 
 
+def test_what_ray_prints_is_kept_out_of_results(a_ray, tmp_path, capsys):
+    def make(threads, run):
+        sys.stdout.write("(raylet) pages of it\n")
+        return Doubler(a_ray, threads, run)
+
+    assert done_by(crew_of(a_ray, tmp_path, make), [2])[0][0] == 4
+    sys.stdout.write("{}")
+    assert capsys.readouterr().out == "{}"
+
+
 def test_two_that_kill_take_none_of_the_others_with_them(a_ray, tmp_path):
     told = done_by(crew_of(a_ray, tmp_path), [1, 13, 3, 13, *range(20, 40)])
     assert {n for n, result in told.items() if result[1] is None} == {1, 3}
