@@ -16,7 +16,8 @@ from ray_standin import Ray
 
 from CTSegLogic.app import cluster
 from CTSegLogic.app.cli import main
-from CTSegLogic.app.cluster import RayCrew, plan_places
+from CTSegLogic.app.cluster import RayCrew
+from CTSegLogic.app.places import plan_places
 from CTSegLogic.files.segfile import write_nifti
 from CTSegLogic.files.weights import publish
 from CTSegLogic.values.errors import Cancelled, CTSegError, ImageInvalid, SettingInvalid
