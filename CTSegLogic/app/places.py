@@ -1,6 +1,6 @@
 """What each actor of a Ray cluster takes of its machine.
 
-    ray.nodes() --plan_places--> Place (device, threads, share of a GPU, how many share its memory)
+ray.nodes() --plan_places--> Place (device, threads, share of a GPU, how many share its memory)
 """
 
 from __future__ import annotations
