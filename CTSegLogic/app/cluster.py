@@ -324,19 +324,33 @@ def _connected(address: str, count: int | None) -> Iterator[Any]:
             "object_store_memory": _STORE_BYTES,
             "_node_ip_address": _HERE,
         }
-    try:
+    with _Reaching(address):
         ray.init(**given)
-    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-        raise CTSegError(
-            seen=f"Ray cannot be reached at {address}: {_last_line(error)}",
-            hint="Start it with `ray start --head` and give the address it prints, or use --ray local.",
-        ) from error
     # Ray prints what it has to say of a lost machine, pages of it, to stdout: that is for results.
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         try:
             yield ray
         finally:
             ray.shutdown()
+
+
+class _Reaching:
+    """Says in two lines that Ray cannot be reached: it raises errors of many kinds, the root of all too."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def __enter__(self) -> None:
+        """Nothing is to be done before."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, Exception):
+            hint = "Start it with `ray start --head` and give the address it prints, or use --ray local."
+            if self.address == LOCAL:
+                hint = "The computer may be too busy for it: try again later, or leave out --ray."
+            raise CTSegError(
+                seen=f"Ray cannot be reached at {self.address}: {_last_line(error)}", hint=hint
+            ) from error
 
 
 def _last_line(error: BaseException) -> str:

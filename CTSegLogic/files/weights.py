@@ -32,6 +32,13 @@ from CTSegLogic.values.errors import (
 from CTSegLogic.values.resources import resource
 from CTSegLogic.values.structures import suggest
 
+_RAY = {
+    "ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns at every actor
+    # A busy machine needs more than its half minutes.
+    "raylet_start_wait_time_s": "150",
+    "agent_register_timeout_ms": "150000",
+}
+
 Progress = Callable[[float, str], None]
 
 
@@ -60,8 +67,8 @@ def threads_named() -> bool:
 def settle_ray() -> None:
     """Settings of a Ray that this process starts: no usage reports (nothing leaves the machine), patience."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns at every actor
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # a busy machine needs more than its 30
+    for name, value in _RAY.items():
+        os.environ.setdefault(f"RAY_{name}", value)
 
 
 def cards() -> dict[str, Card]:

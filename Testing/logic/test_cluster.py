@@ -18,6 +18,7 @@ from CTSegLogic.app import cluster
 from CTSegLogic.app.cli import main
 from CTSegLogic.app.cluster import RayCrew
 from CTSegLogic.app.places import plan_places
+from CTSegLogic.files import weights
 from CTSegLogic.files.segfile import write_nifti
 from CTSegLogic.files.weights import publish
 from CTSegLogic.values.errors import Cancelled, CTSegError, ImageInvalid, SettingInvalid
@@ -56,7 +57,7 @@ def a_ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setitem(sys.modules, "ray.exceptions", ray.exceptions)
     monkeypatch.setattr(Doubler, "died_of_14", False)
-    for name in ("USAGE_STATS_ENABLED", "ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "raylet_start_wait_time_s"):
+    for name in ("USAGE_STATS_ENABLED", *weights._RAY):
         monkeypatch.setenv(f"RAY_{name}", "1")
     return ray
 
@@ -230,10 +231,10 @@ def test_a_ray_of_its_own_sends_no_reports_and_listens_to_nobody(a_ray, tmp_path
     assert (a_ray.given["include_dashboard"], a_ray.given["_node_ip_address"]) == (False, "127.0.0.1")
 
 
-def test_a_ray_that_cannot_be_reached_is_said_in_two_lines(a_ray, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [ConnectionError, Exception])
+def test_a_ray_that_cannot_be_reached_is_said_in_two_lines(a_ray, tmp_path, monkeypatch, kind):
     def init(**given):
-        message = "Trouble:\n  nobody answers"
-        raise ConnectionError(message)
+        raise kind("Trouble:\n  nobody answers")  # noqa: EM101
 
     monkeypatch.setattr(a_ray, "init", init)
     with pytest.raises(CTSegError, match="cannot be reached at somewhere:6379: nobody answers") as caught:
