@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, Self
 
 from CTSegLogic.app.crew import Crew, GivenT, ToldT, sharing
 from CTSegLogic.app.places import Place, plan_places
@@ -324,8 +324,19 @@ def _connected(address: str, count: int | None) -> Iterator[Any]:
             "object_store_memory": _STORE_BYTES,
             "_node_ip_address": _HERE,
         }
-    with _Reaching(address):
-        ray.init(**given)
+    for _ in range(_TRIES if address == LOCAL else 1):
+        with _Reaching() as attempt:
+            ray.init(**given)
+        if attempt.error is None:
+            break
+        ray.shutdown()
+    if attempt.error is not None:
+        hint = "Start it with `ray start --head` and give the address it prints, or use --ray local."
+        if address == LOCAL:
+            hint = "The computer may be too busy for it: try again later, or leave out --ray."
+        raise CTSegError(
+            seen=f"Ray cannot be reached at {address}: {_last_line(attempt.error)}", hint=hint
+        ) from attempt.error
     # Ray prints what it has to say of a lost machine, pages of it, to stdout: that is for results.
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         try:
@@ -335,22 +346,16 @@ def _connected(address: str, count: int | None) -> Iterator[Any]:
 
 
 class _Reaching:
-    """Says in two lines that Ray cannot be reached: it raises errors of many kinds, the root of all too."""
+    """Keeps the error of one attempt: Ray raises many kinds, the root of all too where a start takes long."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    error: Exception | None = None
 
-    def __enter__(self) -> None:
-        """Nothing is to be done before."""
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, Exception):
-            hint = "Start it with `ray start --head` and give the address it prints, or use --ray local."
-            if self.address == LOCAL:
-                hint = "The computer may be too busy for it: try again later, or leave out --ray."
-            raise CTSegError(
-                seen=f"Ray cannot be reached at {self.address}: {_last_line(error)}", hint=hint
-            ) from error
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
+        self.error = error if isinstance(error, Exception) else None
+        return self.error is not None
 
 
 def _last_line(error: BaseException) -> str:

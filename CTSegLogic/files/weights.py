@@ -34,9 +34,7 @@ from CTSegLogic.values.structures import suggest
 
 _RAY = {
     "ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns at every actor
-    # A busy machine needs more than its half minutes.
-    "raylet_start_wait_time_s": "150",
-    "agent_register_timeout_ms": "150000",
+    "raylet_start_wait_time_s": "60",  # a busy machine needs more than its 30
 }
 
 Progress = Callable[[float, str], None]

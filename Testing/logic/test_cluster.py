@@ -231,6 +231,21 @@ def test_a_ray_of_its_own_sends_no_reports_and_listens_to_nobody(a_ray, tmp_path
     assert (a_ray.given["include_dashboard"], a_ray.given["_node_ip_address"]) == (False, "127.0.0.1")
 
 
+def test_a_busy_machine_has_three_attempts_to_start_a_ray(a_ray, tmp_path, monkeypatch):
+    begun = []
+
+    def init(**given):
+        begun.append(given)
+        if len(begun) < 3:
+            raise Exception("The node timed out.")  # noqa: EM101
+
+    monkeypatch.setattr(a_ray, "init", init)
+    crew = crew_of(a_ray, tmp_path)
+    crew.address = "local"
+    assert done_by(crew, [4])[0][0] == 8
+    assert len(begun) == 3
+
+
 @pytest.mark.parametrize("kind", [ConnectionError, Exception])
 def test_a_ray_that_cannot_be_reached_is_said_in_two_lines(a_ray, tmp_path, monkeypatch, kind):
     def init(**given):
