@@ -16,6 +16,7 @@ import logging
 import os
 import platform
 import queue
+import socket
 import sys
 import threading
 import time
@@ -39,6 +40,8 @@ _PATIENCE_S = 30.0  # for actors to end their current tile before they are ended
 _ROOM_S = 300.0  # for any machine to take up an actor: clusters that grow by themselves need minutes
 _STORE_BYTES = 80 * 2**20  # of a Ray started here: nothing large goes through it
 _HERE = "127.0.0.1"
+_ANSWER_S = 10.0  # Ray itself would try for many minutes
+_START = "Start it with `ray start --head` and give the address it prints, or use --ray local."
 
 
 def ray_module() -> Any:
@@ -314,6 +317,8 @@ def _connected(address: str, count: int | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    if not _answers(address):
+        raise CTSegError(seen=f"Nobody answers at {address}.", hint=_START)
     given: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
         import torch
@@ -331,11 +336,10 @@ def _connected(address: str, count: int | None) -> Iterator[Any]:
             break
         ray.shutdown()
     if attempt.error is not None:
-        hint = "Start it with `ray start --head` and give the address it prints, or use --ray local."
-        if address == LOCAL:
-            hint = "The computer may be too busy for it: try again later, or leave out --ray."
+        hint = "The computer may be too busy for it: try again later, or leave out --ray."
         raise CTSegError(
-            seen=f"Ray cannot be reached at {address}: {_last_line(attempt.error)}", hint=hint
+            seen=f"Ray cannot be reached at {address}: {_last_line(attempt.error)}",
+            hint=hint if address == LOCAL else _START,
         ) from attempt.error
     # Ray prints what it has to say of a lost machine, pages of it, to stdout: that is for results.
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -343,6 +347,18 @@ def _connected(address: str, count: int | None) -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
+
+
+def _answers(address: str) -> bool:
+    """Whether somebody listens there; True of an address that names no host and port."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return True
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 class _Reaching:

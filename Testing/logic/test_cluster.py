@@ -6,6 +6,7 @@ import csv
 import gzip
 import itertools
 import os
+import socket
 import sys
 import threading
 import time
@@ -64,7 +65,7 @@ def a_ray(monkeypatch):
 
 def crew_of(ray, folder, make=None, **run):
     return RayCrew(
-        "somewhere:6379",
+        "auto",
         make or (lambda threads, own: Doubler(ray, threads, own)),
         Run(device="cpu", **run),
         shared=folder,
@@ -231,6 +232,23 @@ def test_a_ray_of_its_own_sends_no_reports_and_listens_to_nobody(a_ray, tmp_path
     assert (a_ray.given["include_dashboard"], a_ray.given["_node_ip_address"]) == (False, "127.0.0.1")
 
 
+def test_an_address_where_nobody_listens_is_refused_at_once(a_ray, tmp_path):
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        listening.listen()
+        crew = crew_of(a_ray, tmp_path)
+        crew.address = address
+        assert done_by(crew, [4])[0][0] == 8
+    a_ray.given = None
+    for silent in (address, f"ray://{address}", "127.0.0.1:99999999"):
+        crew = crew_of(a_ray, tmp_path)
+        crew.address = silent
+        with pytest.raises(CTSegError, match="Nobody answers at"):
+            done_by(crew, [4])
+    assert a_ray.given is None
+
+
 def test_a_busy_machine_has_three_attempts_to_start_a_ray(a_ray, tmp_path, monkeypatch):
     begun = []
 
@@ -252,7 +270,7 @@ def test_a_ray_that_cannot_be_reached_is_said_in_two_lines(a_ray, tmp_path, monk
         raise kind("Trouble:\n  nobody answers")  # noqa: EM101
 
     monkeypatch.setattr(a_ray, "init", init)
-    with pytest.raises(CTSegError, match="cannot be reached at somewhere:6379: nobody answers") as caught:
+    with pytest.raises(CTSegError, match="cannot be reached at auto: nobody answers") as caught:
         done_by(crew_of(a_ray, tmp_path), [1])
     assert "ray start" in caught.value.hint
 

@@ -158,11 +158,3 @@ def test_a_task_that_kills_real_actors_is_lost_alone():
     told = json.loads(done.stdout)
     assert told.pop("1") == "13: 3 workers of the cluster ended while they had it"
     assert told == {"0": 2, **{str(n): 2 * (18 + n) for n in range(2, 12)}}
-
-
-def test_an_address_where_nobody_answers_ends_in_two_lines(folder):
-    ended = batch(folder, "--ray", "127.0.0.1:1").wait(MOST_S)
-    assert ended == 2
-    lines = said(folder).strip().splitlines()
-    assert "Ray cannot be reached at 127.0.0.1:1" in lines[-2]
-    assert "ray start --head" in lines[-1]
