@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from CTSegLogic.app.asked import overrides_of, refuse_lone
+from CTSegLogic.app.cluster import RayCrew, refuse_with_ray
 from CTSegLogic.app.crew import Crew, Processes, runs_for, share_threads
 from CTSegLogic.app.ledger import TABLES, Amount, Ledger, Row, counted, locked
 from CTSegLogic.app.outputs import say
@@ -37,7 +38,9 @@ def batch(options: argparse.Namespace, run: Run) -> int:
     """Segments every scan of a folder; returns 0 when all are done, 5 when some failed."""
     from CTSegLogic.app.session import Session
 
-    runs = runs_for(run, options.devices, options.processes)
+    if options.ray is not None:
+        refuse_with_ray(options.devices, options.device)
+    runs = runs_for(run, options.devices, 1 if options.ray is not None else options.processes)
     refuse_lone(options)
     refuse_lone_tags(options, "html")
     asked = asked_of(options, Session(runs[0]))
@@ -54,7 +57,8 @@ def batch(options: argparse.Namespace, run: Run) -> int:
         book = Book(folder, asked, options, scans, outputs)
         todo = book.begin()
         if todo:
-            _work(_crew(asked, runs, run), todo, book, run)
+            crew = _crew(asked, runs, run) if options.ray is None else _cluster(asked, options)
+            _work(crew, todo, book, run)
         book.close()
         book.tell(options.json)
         return _PARTLY if book.counts()["failed"] else 0
@@ -103,7 +107,8 @@ class Book:
                     self.kept += 1
                     continue
                 self._refuse_foreign(scan.name)
-                output, looks = self.outputs[scan.name], self._looks(scan.name)
+                output = self.outputs[scan.name].absolute()  # another machine has another current folder
+                looks = self._looks(scan.name)
                 todo.append(Order(scan=scan, output=output, naming=self.options.naming, looks=looks))
             rows.append(row)
         self.ledger.begin(rows)
@@ -159,7 +164,7 @@ class Book:
 
     def _looks(self, case: str) -> Looks:
         """What goes beside a scan's result."""
-        output, wish = self.outputs[case], self.options
+        output, wish = self.outputs[case].absolute(), self.options
         return Looks(
             html=page_beside(output) if wish.html else None,
             uncertainty=map_beside(output) if wish.uncertainty else None,
@@ -232,6 +237,14 @@ def _crew(asked: Asked, runs: Sequence[Run], run: Run) -> Callable[[Run], Crew[O
     return lambda _: Processes(make, runs, run.cancelled, _lost)
 
 
+def _cluster(asked: Asked, options: argparse.Namespace) -> Callable[[Run], Crew[Order, Outcome]]:
+    """The same, of a crew on a Ray cluster."""
+    make = functools.partial(pipeline_of, asked)
+    return lambda told: RayCrew(
+        options.ray, make, told, shared=options.output, lost=_lost, count=options.processes
+    )
+
+
 def _lost(order: Order, fate: str) -> Outcome:
     return Outcome(done=False, message=f"{order.scan.name} was lost: {fate}. Try it alone, with less memory.")
 
@@ -286,6 +299,12 @@ def add_batch(p: Any) -> None:
         "--workers", dest="processes", type=int, metavar="N", help="processes, each with its own models"
     )
     p.add_argument("--devices", metavar="A,B", help="one process on each, such as cuda:0,cuda:1")
+    p.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="on a Ray cluster whose machines see the same files: a worker per GPU, or per four CPUs, or "
+        "--workers N in all; `local` starts a Ray on this machine",
+    )
     p.add_argument(
         "--html", action="store_true", help="a page beside each result, and OUT_DIR/report.html on them all"
     )

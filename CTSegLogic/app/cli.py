@@ -364,14 +364,13 @@ class Bar:
     def __call__(self, fraction: float, text: str) -> None:
         """Shows a fraction 0..1 and a stage's name."""
         percent = int(100 * min(max(fraction, 0.0), 1.0))
-        said = (
-            f"{percent:3d} % {text}"
-            if self.terminal
-            else f"{percent - percent % 10:3d} % {text.split(',')[0]}"
-        )
-        if said == self.last:
+        stage, _, rest = text.partition(",")
+        key = f"{percent:3d} % {text}" if self.terminal else f"{percent - percent % 10:3d} % {stage}"
+        if key == self.last:
             return
-        self.last = said
+        self.last = key
+        left = rest.rpartition(",")[2]
+        said = key if self.terminal or not left.endswith(" left") else f"{key},{left}"
         if self.terminal:
             self.stream.write(f"\r\x1b[K{said}" + ("\n" if percent == 100 else ""))
         else:

@@ -203,15 +203,20 @@ def runs_for(run: Run, devices: str | None, count: int | None) -> list[Run]:
 
     if names == ["auto"] and torch.cuda.is_available():
         names = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
-    from CTSegLogic.engine.device import free_bytes, pick_device
-
     runs = []
     for n in range(count):
         own = replace(run, device=names[n % len(names)])
-        sharing = len(range(n % len(names), count, len(names)))
-        memory = free_bytes(pick_device(own), own) / 2**30 / sharing if sharing > 1 else own.memory_gib
-        runs.append(replace(own, memory_gib=memory))
+        runs.append(sharing(own, len(range(n % len(names), count, len(names)))))
     return runs
+
+
+def sharing(run: Run, count: int) -> Run:
+    """The same run for one of `count` that share the memory of its device."""
+    if count == 1:
+        return run
+    from CTSegLogic.engine.device import free_bytes, pick_device
+
+    return replace(run, memory_gib=free_bytes(pick_device(run), run) / 2**30 / count)
 
 
 def share_threads(runs: Sequence[Run]) -> int:

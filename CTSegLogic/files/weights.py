@@ -32,6 +32,11 @@ from CTSegLogic.values.errors import (
 from CTSegLogic.values.resources import resource
 from CTSegLogic.values.structures import suggest
 
+_RAY = {
+    "ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns at every actor
+    "raylet_start_wait_time_s": "60",  # a busy machine needs more than its 30
+}
+
 Progress = Callable[[float, str], None]
 
 
@@ -55,6 +60,13 @@ def home() -> Path:
 def threads_named() -> bool:
     """Whether the user set a number of threads for this process, which is then left as it is."""
     return "OMP_NUM_THREADS" in os.environ
+
+
+def settle_ray() -> None:
+    """Settings of a Ray that this process starts: no usage reports (nothing leaves the machine), patience."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    for name, value in _RAY.items():
+        os.environ.setdefault(f"RAY_{name}", value)
 
 
 def cards() -> dict[str, Card]:

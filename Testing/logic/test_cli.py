@@ -354,9 +354,11 @@ def test_progress_is_one_moving_line_or_a_line_per_tenth():
         stream = Stream(terminal)
         bar = Bar(stream)
         for n in range(101):
-            bar(n / 100, "network, 3 s left")
+            bar(n / 100, f"network, tile {n}, {100 - n} s left")
         assert stream.text.count("\n") == (1 if terminal else 11)
-        assert ("left" in stream.text) == terminal
+        assert ("tile" in stream.text) == terminal
+        assert " 50 % network" in stream.text
+        assert ", 50 s left" in stream.text
 
 
 def test_the_module_runs_as_a_program(a_scan):
