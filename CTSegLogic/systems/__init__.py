@@ -41,6 +41,14 @@ class Learner(Protocol):
         byte."""
 
 
+@runtime_checkable
+class Paced(Protocol):
+    """A learner whose tensors are averaged at paces of their own."""
+
+    def paces(self) -> list[float]:
+        """The decay per step of each tensor of `parameters`, 0 for none."""
+
+
 class System(Protocol):
     """One published system, opened for one card."""
 

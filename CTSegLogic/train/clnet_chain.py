@@ -75,7 +75,8 @@ def grow_all(path: Path, folder: Path, run: Run, wish: Wish, say: Say) -> Card:
     if ranks.rank == 0:
         write_cleaned(file, folder)
     for number, step in enumerate(steps, start=1):
-        tell(f"{number} of {len(steps)}: {step.task.head} ({step.key})")
+        heads = ", ".join(one.head for one in step.task.heads)
+        tell(f"{number} of {len(steps)}: {heads} ({step.key})")
         own = folder / f"{number:02d}-{step.task.head}"
         if wish.resume and (own / "card.json").is_file():
             card = read_card(own / "card.json")
@@ -114,6 +115,7 @@ def planned(file: ClNetFile, path: Path, wish: Wish) -> tuple[Card, tuple[Step, 
         kernels=plan.kernels[1:],
         patch_kji=card.prepare.patch_kji,
         trained=bool(card.encoder),
+        full=plan.full,
     )
     steps = steps_of(file, base, roots, preset)
     if not base.trained and not steps[0].task.train_encoder:
@@ -161,7 +163,9 @@ def _fresh(
     """A card without a trained tensor: as the file describes it under `ctseg.new`, else planned from the data
     set of the general encoder."""
     given: dict[str, Any] = dict(file.own.get("new") or {})
-    network = given.get("network") or network_of(general.encoder, head.decoder)
+    network = given.get("network") or network_of(
+        general.encoder, head.decoder, full=general.flags["full_network"]
+    )
     if "prepare" not in given:
         folder = dataset_folder(general.dataset, roots)
         done = read_plan(wish.prepared, folder.name) if wish.prepared is not None else None

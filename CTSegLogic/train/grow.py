@@ -12,6 +12,8 @@ model's label numbers.
 `fold_rule` "contiguous" deals cases to folds in blocks, as RSTN does, instead of in turn.
 `name` is what the grown model shall be called. `unlabelled` is a folder of scans, or several, from which a
 narrow decoder learns without labels.
+`together` is a list of {"head": ..., "dataset": ..., "mapping": ...}: further heads that shape the encoder
+with the first, see train/together.py.
 `replay` is {"tasks": [older task files], "cases": 5 of each, "share": 0.5 of the steps}; see systems/clnet.
 """
 
@@ -35,6 +37,7 @@ from CTSegLogic.train.importers import contiguous_folds, read_datalist, read_nnu
 from CTSegLogic.train.ranks import Ranks, joined
 from CTSegLogic.train.replay import rehearsal
 from CTSegLogic.train.spans import with_span
+from CTSegLogic.train.together import together_of
 from CTSegLogic.values.card import FORMAT, Card, card_from
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.presets import PRESETS, Preset
@@ -44,7 +47,8 @@ from CTSegLogic.values.task import Case, Task
 
 _OWN = {"card", "new", "name", "head", "dataset", "dataset_dir", "mapping", "folds", "comment"}
 _TASK = {f.name for f in fields(Task)} - {"head", "cases", "structures", "rehearse", "rehearse_share"}
-_OWN |= {"replay", "unlabelled", "fold_rule"}
+_TASK -= {"together"}
+_OWN |= {"replay", "unlabelled", "fold_rule", "together"}
 _REPLAY = {"tasks", "cases", "share"}
 _REPLAYED = 5  # cases kept of each older task
 
@@ -138,7 +142,9 @@ def taught(
     if (ranks or Ranks()).rank:
         return grown
     # A head remembers where in the body it was taught, so that it is not asked elsewhere.
-    return _rewritten(with_span(grown, task.head, task.training, run), folder)
+    for one in task.heads:
+        grown = with_span(grown, one.head, one.training, run)
+    return _rewritten(grown, folder)
 
 
 def _refuse_trained(folder: Path, resume: bool) -> None:
@@ -223,6 +229,8 @@ def task_of(table: Mapping[str, Any], card: Card, data: Path, home: Path | None 
         raise TaskInvalid(
             seen=f"A value of the task has the wrong type: {error}.", hint="See Resources/Tasks."
         ) from error
+    if "together" in table:
+        task = together_of(table, task, lambda one: task_of(one, card, data, home))
     return _replaying(task, table["replay"], card, data, home or data) if "replay" in table else task
 
 
