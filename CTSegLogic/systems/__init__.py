@@ -19,7 +19,7 @@ from CTSegLogic.values.run import Run
 from CTSegLogic.values.task import Batch, Task
 from CTSegLogic.values.volume import Volume
 
-SYSTEMS = ("body", "bodypart", "clnet", "efficient", "gcis", "nnunet", "rstn", "vista3d")
+SYSTEMS = ("body", "bodypart", "clnet", "efficient", "gcis", "nnunet", "rstn", "start", "vista3d")
 
 
 class Learner(Protocol):

@@ -26,7 +26,7 @@ from CTSegLogic.train.data import PatchSource, Prepared, prepare_case
 from CTSegLogic.train.prune import schedule_of
 from CTSegLogic.train.published import optimizer_of
 from CTSegLogic.train.ranks import Ranks
-from CTSegLogic.train.record import Clock, Mlflow, Record
+from CTSegLogic.train.record import Clock, Record, trackers
 from CTSegLogic.train.replay import patch_source
 from CTSegLogic.train.together import finder_of, losses_by_head
 from CTSegLogic.values.card import Card, read_card
@@ -70,7 +70,7 @@ def fit(
     source = patch_source(task, learner.prepare, cache, ranks)
     judged = {one.head: _judged(one, learner, cache) for one in task.heads}
     record = Record(folder / "record.csv", first) if ranks.rank == 0 else None
-    tracked = Mlflow(folder, task.head, _settings(task)) if ranks.rank == 0 else None
+    tracked = trackers(folder, task.head, _settings(task), first) if ranks.rank == 0 else []
     clock = Clock(run, first * task.steps, state.schedule.planned * task.steps)
     schedule, epoch = state.schedule, first
     while schedule.more(epoch):
@@ -86,8 +86,8 @@ def fit(
         record.add(row | {"seconds": time.monotonic() - began})
         if "dice" in row or not schedule.more(epoch):
             draw_curves(folder, task.head)
-        if tracked is not None:
-            tracked.add(row)
+        for one in tracked:
+            one.add(row)
         state.save(folder / "latest.pt", epoch)
     state.use_averaged()
     if record is not None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +53,32 @@ _REPLAY = {"tasks", "cases", "share"}
 _REPLAYED = 5  # cases kept of each older task
 
 
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How a training goes about its files.
+
+    Attributes:
+        resume: go on with the training in its folder.
+        prepared: a folder of prepared cases that trainings share; one inside the training's own when None.
+        folds: "0,1,2" or "all": train the head once per fold, to answer together; see `ensemble`.
+    """
+
+    resume: bool = False
+    prepared: Path | None = None
+    folds: str | None = None
+
+
+_PLAIN = Way()
+
+
 def grow(
     path: Path,
     folder: Path,
     run: Run,
+    way: Way = _PLAIN,
     *,
     data: Path | None = None,
-    resume: bool = False,
-    prepared: Path | None = None,
     preset: str | None = None,
-    folds: str | None = None,
 ) -> Card:
     """Trains the head of a task file and returns the grown card, written into `folder`.
 
@@ -70,19 +86,14 @@ def grow(
         path: the task file.
         folder: for checkpoints, record and result.
         run: device, precision, progress.
+        way: resuming, shared files, folds.
         data: where a relative `dataset` starts from; beside the task file when None.
-        resume: go on with the training in `folder`.
-        prepared: a folder of prepared cases that trainings share; one inside `folder` when None.
         preset: name of a preset whose numbers stand in for those that the file leaves out.
-        folds: "0,1,2" or "all": train the head once per fold, to answer together; see `ensemble`.
 
     Raises:
         TaskInvalid: the file or its data contradict themselves; the message names the key.
     """
-    table = read_task(path, preset)
-    return grow_table(
-        table, path.parent, folder, run, data=data, resume=resume, prepared=prepared, folds=folds
-    )
+    return grow_table(read_task(path, preset), path.parent, folder, run, way, data=data)
 
 
 def grow_table(
@@ -90,17 +101,15 @@ def grow_table(
     home: Path,
     folder: Path,
     run: Run,
+    way: Way = _PLAIN,
     *,
     data: Path | None = None,
-    resume: bool = False,
-    prepared: Path | None = None,
-    folds: str | None = None,
 ) -> Card:
     """`grow` for a task file that has been read; `home` is where its relative paths start from."""
     card = card_of(table, home)
     task = task_of(table, card, data or home, home)
     ranks, run = joined(run)
-    grown = taught(card, task, run, folder, resume=resume, ranks=ranks, prepared=prepared, folds=folds)
+    grown = taught(card, task, run, folder, way, ranks)
     if "name" in table and ranks.rank == 0:
         grown = _rewritten(replace(grown, name=table["name"]), folder)
     return grown
@@ -113,33 +122,24 @@ def _rewritten(card: Card, folder: Path) -> Card:
 
 
 def taught(
-    card: Card,
-    task: Task,
-    run: Run,
-    folder: Path,
-    *,
-    resume: bool = False,
-    ranks: Ranks | None = None,
-    prepared: Path | None = None,
-    folds: str | None = None,
+    card: Card, task: Task, run: Run, folder: Path, way: Way = _PLAIN, ranks: Ranks | None = None
 ) -> Card:
     """The card grown by one task's head, written into `folder`; see `fit`, and `ensemble` for folds."""
-    if folds is not None:
-        ranks = ranks or Ranks()
-        _refuse_trained(folder, resume)
+    ranks = ranks or Ranks()
+    if way.folds is not None:
+        _refuse_trained(folder, way.resume)
+        of_each = replace(way, folds=None, prepared=way.prepared or folder / "prepared")
 
         def teach(one: Task, own: Path) -> Card:
-            return taught(
-                card, one, run, own, resume=resume, ranks=ranks, prepared=prepared or folder / "prepared"
-            )
+            return taught(card, one, run, own, of_each, ranks)
 
-        return over_folds(card, task, folds_of(folds, task), folder, teach, ranks)
+        return over_folds(card, task, folds_of(way.folds, task), folder, teach, ranks)
     system = open_system(card, run)
     keep = str(system.device) == "cpu" and tuned_from(Shelf().table(TABLE)).keep_memory
     with applied(Tuned(keep_memory=keep)):
         learner = system.learner(task, run)
-        grown = fit(learner, task, run, folder, resume=resume, ranks=ranks, prepared=prepared)
-    if (ranks or Ranks()).rank:
+        grown = fit(learner, task, run, folder, resume=way.resume, ranks=ranks, prepared=way.prepared)
+    if ranks.rank:
         return grown
     # A head remembers where in the body it was taught, so that it is not asked elsewhere.
     for one in task.heads:

@@ -16,6 +16,7 @@ from CTSegLogic.train.clnet_clean import cleaned, outline, write_cleaned
 from CTSegLogic.train.clnet_json import parse_clnet, read_clnet
 from CTSegLogic.train.clnet_steps import Base, steps_of
 from CTSegLogic.train.curves import CURVES
+from CTSegLogic.train.grow import Way
 from CTSegLogic.train.places import Source
 from CTSegLogic.values.card import read_card
 from CTSegLogic.values.errors import TaskInvalid, Unteachable
@@ -273,7 +274,7 @@ def test_a_chain_may_start_with_its_general_encoder(a_data_set, tmp_path):
     path = tmp_path / "own.json"
     path.write_text(json.dumps(table))
     said = []
-    wish = Wish(data=a_data_set.parent, prepared=tmp_path / "cache")
+    wish = Wish(data=a_data_set.parent, way=Way(prepared=tmp_path / "cache"))
     card = grow_all(path, tmp_path / "out", Run(device="cpu"), wish, said.append)
     assert [head.name for head in card.heads] == ["First", "Second"]
     assert card.prepare.spacing_mm == (4.0, 4.0, 4.0)

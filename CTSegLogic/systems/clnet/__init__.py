@@ -32,12 +32,12 @@ from CTSegLogic.systems.clnet.many import (
     Claims,
     concluded,
     groups_of,
+    keep_within,
     kept,
     merged_heads,
     merger_of,
     passes_of,
     widened,
-    window_in,
 )
 from CTSegLogic.systems.clnet.model import Model, check_patch, readout_of
 from CTSegLogic.systems.clnet.narrow import NarrowLearner
@@ -99,9 +99,7 @@ class ClNet(Model):
             )
             for head, _, decoder in decoders
         ]
-        for (head, _, _), readout in zip(decoders, readouts, strict=True):
-            if head.name in merged:
-                readout.window_k = window_in(ask.within.get(head.name), work)
+        keep_within(ask, readouts, merged, work)
         most = self.most_channels(work, readouts, run)
         passes = passes_of(groups_of(ask, merged), [r.channels for r in readouts], most)
         merger = merger_of(ask, readouts, merged, among, len(passes))

@@ -84,6 +84,13 @@ def window_in(within: Grid | None, work: Grid) -> tuple[int, int] | None:
     return max(first, 0), min(max(last, first) + 1, work.shape[0])
 
 
+def keep_within(ask: Ask, readouts: Sequence[Readout], merged: frozenset[str], work: Grid) -> None:
+    """Lets heads that answer together be heard only in the part of the scan that each knows."""
+    for (head, _), readout in zip(ask.heads, readouts, strict=True):
+        if head.name in merged:
+            readout.window_k = window_in(ask.within.get(head.name), work)
+
+
 def merged_heads(ask: Ask, run: Run, among: Sequence[Structure] = ()) -> frozenset[str]:
     """The heads whose answers are settled with one another; none where there is nothing to settle.
 
