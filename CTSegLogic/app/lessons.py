@@ -51,9 +51,10 @@ def check(options: argparse.Namespace) -> None:
         return
     if not is_clnet(options.task):
         table = read_task(options.task, options.preset)
+        heads = ", ".join([table["head"], *(str(one.get("head")) for one in table.get("together", []))])
         model = table.get("card") or f"the new model {table['new'].get('name', '')}"
         sys.stdout.write(
-            f"1. {table['head']}: data set {table['dataset']}, {table['epochs']} epochs, grows {model}\n"
+            f"1. {heads}: data set {table['dataset']}, {table['epochs']} epochs, grows {model}\n"
         )
         return
     file = read_clnet(options.task)

@@ -92,6 +92,11 @@ def test_two_heads_of_a_task_file_shape_one_encoder_and_one_card(a_data_set, an_
     assert {entry.structure.key for entry in found.entries} == {*KEYS, "liver"}
 
 
+def test_a_look_at_the_file_names_every_head(a_data_set, tmp_path, capsys):
+    assert main(["train", str(a_file(tmp_path / "in", a_data_set)), "--check"]) == 0
+    assert "1. balls, livers: data set" in capsys.readouterr().out
+
+
 def test_each_head_moves_its_own_decoder_and_the_encoder(a_data_set, tmp_path):
     task = two_heads(a_data_set)
     system = open_system(a_new_card(tmp_path), CPU)
