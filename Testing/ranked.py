@@ -36,9 +36,10 @@ def main(card: str, data: str, out: str, steps: str, kind: str, many: str = "") 
         steps=int(steps), patch_kji=(16, 16, 16), batch=4, warmup=0, lr=1e-3, mirror=False,
     )  # fmt: skip
     if many:
-        heads = [replace(task, head=h.name, structures=h.structures) for h in system.card.heads]
-        heads[1] = replace(heads[1], cases=tuple(replace(c, mapping={2: "liver"}) for c in cases))
-        task = joined_tasks(replace(heads[0], train_encoder=True, teach={"method": "continue"}), heads[1:])
+        of_liver = tuple(replace(c, mapping={2: "liver"}) for c in cases)
+        other = replace(task, head="livers", structures=("liver",), cases=of_liver)
+        first = replace(task, head="kidneys", train_encoder=True, teach={"method": "continue"})
+        task = joined_tasks(first, [other])
     learner = system.learner(task, run)
     system.net.to(getattr(torch, kind))
     state = _State(learner, task, system.device, ranks)
