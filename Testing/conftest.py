@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import phantoms
 import pytest
-from tiny import KEYS, NETWORK, tiny_prepare
+from tiny import a_clnet_model, a_gcis_model
 
-from CTSegLogic.values.card import Card, Head, License
+from CTSegLogic.values.card import Card
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.volume import Volume
 
@@ -68,37 +68,7 @@ def an_axial_ct() -> Volume:
 @pytest.fixture
 def a_tiny_card(tmp_path) -> Card:
     """A CL-Net with random weights and two heads, written as a model on disk."""
-    import torch
-
-    from CTSegLogic.files.weights import file_spec
-    from CTSegLogic.nets.clnet import ContinualNet, DecoderPlan, plan_from
-    from CTSegLogic.systems.tensors import write_tensors
-
-    torch.manual_seed(0)
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    net = ContinualNet(plan_from(NETWORK["encoder"]))
-    write_tensors(net.encoder, folder / "encoder.safetensors")
-    heads = {"kidneys": KEYS[:2], "livers": KEYS[2:]}
-    for name, keys in heads.items():
-        decoder = net.add(name, DecoderPlan(outputs=len(keys) + 1, **NETWORK["decoder"]))
-        write_tensors(decoder, folder / f"{name}.safetensors")
-    card = Card(
-        name="tiny",
-        version="1.0",
-        title="a tiny test model",
-        system="clnet",
-        modality=("CT",),
-        heads=tuple(Head(name=name, structures=keys, file=name) for name, keys in heads.items()),
-        prepare=tiny_prepare(),
-        files={name: file_spec(folder / f"{name}.safetensors") for name in ("encoder", *heads)},
-        license=License(name="Apache-2.0"),
-        encoder="encoder",
-        network=NETWORK,
-        folder=folder,
-    )
-    (folder / "card.json").write_text(card.to_json(), encoding="utf-8")
-    return card
+    return a_clnet_model(tmp_path / "tiny")
 
 
 @pytest.fixture(scope="session")
@@ -137,6 +107,4 @@ def a_data_set(tmp_path_factory):
 @pytest.fixture
 def a_gcis_card(tmp_path) -> Card:
     """A gCIS with random weights and three prompts, written as a model on disk."""
-    from tiny import a_gcis_model
-
     return a_gcis_model(tmp_path / "gcis")

@@ -1,6 +1,7 @@
 """Trains a head of a card for some steps, alone or as one of several processes, and keeps what it became.
 
-Run as `python Testing/ranked.py CARD DATA OUT STEPS float64|float32`, under torchrun for several processes.
+Run as `python Testing/ranked.py CARD DATA OUT STEPS float64|float32 [together]`, under torchrun for several
+processes; the last word lets two heads shape the encoder together.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import torch
 
 from CTSegLogic.files.weights import find_card
 from CTSegLogic.systems import open_system
-from CTSegLogic.train.data import PatchSource
 from CTSegLogic.train.fit import _State
 from CTSegLogic.train.importers import read_nnunet
 from CTSegLogic.train.ranks import joined
+from CTSegLogic.train.replay import patch_source
+from CTSegLogic.train.together import joined_tasks
 from CTSegLogic.values.run import Run
 from CTSegLogic.values.task import Task
 
 
-def main(card: str, data: str, out: str, steps: str, kind: str) -> None:
+def main(card: str, data: str, out: str, steps: str, kind: str, many: str = "") -> None:
     """Writes the losses and the parameters after so many steps to OUT."""
     torch.set_num_threads(1)
     ranks, run = joined(Run(device="cpu"))
@@ -33,10 +35,15 @@ def main(card: str, data: str, out: str, steps: str, kind: str) -> None:
         head="new", structures=("kidney_left", "kidney_right"), cases=tuple(cases), epochs=1,
         steps=int(steps), patch_kji=(16, 16, 16), batch=4, warmup=0, lr=1e-3, mirror=False,
     )  # fmt: skip
+    if many:
+        of_liver = tuple(replace(c, mapping={2: "liver"}) for c in cases)
+        other = replace(task, head="livers", structures=("liver",), cases=of_liver)
+        first = replace(task, head="kidneys", train_encoder=True, teach={"method": "continue"})
+        task = joined_tasks(first, [other])
     learner = system.learner(task, run)
     system.net.to(getattr(torch, kind))
     state = _State(learner, task, system.device, ranks)
-    source = PatchSource(
+    source = patch_source(
         task, learner.prepare, Path(out).parent / f"prepared-{ranks.world}-{ranks.rank}", ranks
     )
     losses = []

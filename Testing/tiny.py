@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from CTSegLogic.values.card import Card, Head, Intensity, License, Prepare
+
+if TYPE_CHECKING:
+    from torch import nn
 
 KEYS = ("kidney_left", "kidney_right", "liver")
 NETWORK = {
@@ -24,104 +29,99 @@ def tiny_prepare() -> Prepare:
     )
 
 
+def a_model(
+    folder: Path,
+    system: str,
+    nets: Mapping[str, nn.Module],
+    heads: Sequence[Head],
+    *,
+    half: bool = False,
+    **more: object,
+) -> Card:
+    """A model on disk: the networks as its files, and a card with what `more` says of it."""
+    from CTSegLogic.files.weights import file_spec
+    from CTSegLogic.systems.tensors import write_tensors
+
+    folder.mkdir(exist_ok=True)
+    for name, net in nets.items():
+        write_tensors(net, folder / f"{name}.safetensors", half=half)
+    said = {"name": f"{system}-tiny", "version": "1.0", "title": f"a tiny model of {system}"}
+    card = Card(
+        **{**said, "system": system, "modality": ("CT",), "prepare": tiny_prepare(), **more},
+        heads=tuple(heads),
+        files={path.stem: file_spec(path) for path in sorted(folder.glob("*.safetensors"))},
+        license=License(name="Apache-2.0"),
+        folder=folder,
+    )
+    (folder / "card.json").write_text(card.to_json(), encoding="utf-8")
+    return card
+
+
+def a_clnet_model(folder: Path) -> Card:
+    """A CL-Net with random weights and two heads."""
+    import torch
+
+    from CTSegLogic.nets.clnet import ContinualNet, DecoderPlan, plan_from
+
+    torch.manual_seed(0)
+    net = ContinualNet(plan_from(NETWORK["encoder"]))
+    found = {"kidneys": KEYS[:2], "livers": KEYS[2:]}
+    heads = [Head(name=name, structures=keys, file=name) for name, keys in found.items()]
+    for head in heads:
+        net.add(head.name, DecoderPlan(outputs=len(head.structures) + 1, **NETWORK["decoder"]))
+    nets = {"encoder": net.encoder, **dict(net.decoders.items())}
+    more = {"name": "tiny", "title": "a tiny test model", "encoder": "encoder", "network": NETWORK}
+    return a_model(folder, "clnet", nets, heads, half=True, **more)
+
+
 def a_gcis_model(folder: Path) -> Card:
     """A gCIS of the smallest width with random weights and a prompt per key."""
     import torch
 
-    from CTSegLogic.files.weights import file_spec
     from CTSegLogic.nets.gcis import Decoder, Encoder, Plan
     from CTSegLogic.systems.gcis.text import Vectors, VocabularyEncoder
-    from CTSegLogic.systems.tensors import write_tensors
     from CTSegLogic.values.structures import vocabulary
 
     torch.manual_seed(0)
     folder.mkdir()
     plan = Plan(**GCIS)
-    write_tensors(Encoder(plan), folder / "encoder.safetensors", half=False)
-    write_tensors(Decoder(plan), folder / "pathways.safetensors", half=False)
+    nets = {"encoder": Encoder(plan), "pathways": Decoder(plan)}
     vectors = Vectors(VocabularyEncoder(vocabulary(), plan.text_dim))
     vectors.save(KEYS, folder / "vectors.safetensors")
     text = {"encoder": "vocabulary", "vectors": "vectors", "fingerprint": vectors.encoder.fingerprint}
-    card = Card(
-        name="gcis-tiny",
-        version="1.0",
-        title="a tiny gCIS",
-        system="gcis",
-        modality=("CT",),
-        heads=tuple(Head(name=key, structures=(key,), file="pathways", activation="sigmoid") for key in KEYS),
-        prepare=replace(tiny_prepare(), patch_kji=(64, 32, 32)),
-        files={n: file_spec(folder / f"{n}.safetensors") for n in ("encoder", "pathways", "vectors")},
-        license=License(name="Apache-2.0"),
-        encoder="encoder",
-        network={**GCIS, "text": text},
-        folder=folder,
+    heads = [Head(name=key, structures=(key,), file="pathways", activation="sigmoid") for key in KEYS]
+    prepare = replace(tiny_prepare(), patch_kji=(64, 32, 32))
+    return a_model(
+        folder, "gcis", nets, heads, prepare=prepare, encoder="encoder", network={**GCIS, "text": text}
     )
-    (folder / "card.json").write_text(card.to_json(), encoding="utf-8")
-    return card
 
 
 def an_efficient_model(folder: Path, *, fine: bool = True) -> Card:
     """A finder of 32^3 and a drawer of 48^3 voxels of the smallest width with random weights."""
     import torch
 
-    from CTSegLogic.files.weights import file_spec
     from CTSegLogic.systems.efficient.model import network_of, stage_from
-    from CTSegLogic.systems.tensors import write_tensors
 
     torch.manual_seed(0)
-    folder.mkdir()
     stages = {"coarse": [32, 32, 32], "fine": [48, 48, 48]} if fine else {"coarse": [32, 32, 32]}
     network = {n: {"file": n, "size": size, "channels": [2, 4, 4, 8, 8]} for n, size in stages.items()}
-    for name, table in network.items():
-        net = network_of(name, stage_from(name, table), 2)
-        write_tensors(net, folder / f"{name}.safetensors", half=False)
+    nets = {name: network_of(name, stage_from(name, table), 2) for name, table in network.items()}
+    heads = [Head(name="organs", structures=KEYS[:2], file=list(stages)[-1], activation="exclusive")]
     tone = Intensity(kind="zscore", clip=(-325.0, 325.0))
-    card = Card(
-        name="efficient-tiny",
-        version="1.0",
-        title="a tiny EfficientSegmentation",
-        system="efficient",
-        modality=("CT",),
-        heads=(Head(name="organs", structures=KEYS[:2], file=list(stages)[-1], activation="exclusive"),),
-        prepare=replace(tiny_prepare(), intensity=tone, antialias=False),
-        files={n: file_spec(folder / f"{n}.safetensors") for n in stages},
-        license=License(name="Apache-2.0"),
-        network={**network, "most_mm": 10.0},
-        folder=folder,
-    )
-    (folder / "card.json").write_text(card.to_json(), encoding="utf-8")
-    return card
+    prepare = replace(tiny_prepare(), intensity=tone, antialias=False)
+    return a_model(folder, "efficient", nets, heads, prepare=prepare, network={**network, "most_mm": 10.0})
 
 
 def an_rstn_model(folder: Path) -> Card:
     """An RSTN of the smallest width with random weights, one structure, all planes in one network."""
     import torch
 
-    from CTSegLogic.files.weights import file_spec
     from CTSegLogic.nets.rstn import RstnNet, plan_from
-    from CTSegLogic.systems.tensors import write_tensors
 
     torch.manual_seed(0)
-    folder.mkdir(exist_ok=True)
     network = {"width": 2, "halvings": 2, "margin_mm": 8, "multiple": 8}
-    write_tensors(RstnNet(plan_from(network, 1)), folder / "organ.safetensors", half=False)
-    card = Card(
-        name="rstn-tiny",
-        version="1.0",
-        title="a tiny RSTN",
-        system="rstn",
-        modality=("CT",),
-        heads=(Head(name="organ", structures=("liver",), file="organ", activation="sigmoid"),),
-        prepare=Prepare(
-            code="LPS",
-            spacing_mm=(4.0, 4.0, 4.0),
-            patch_kji=(24, 24, 24),
-            intensity=Intensity(kind="range", clip=(20.0, 120.0)),
-        ),
-        files={"organ": file_spec(folder / "organ.safetensors")},
-        license=License(name="Apache-2.0"),
-        network=network,
-        folder=folder,
-    )
-    (folder / "card.json").write_text(card.to_json(), encoding="utf-8")
-    return card
+    heads = [Head(name="organ", structures=("liver",), file="organ", activation="sigmoid")]
+    tone = Intensity(kind="range", clip=(20.0, 120.0))
+    prepare = Prepare(code="LPS", spacing_mm=(4.0, 4.0, 4.0), patch_kji=(24, 24, 24), intensity=tone)
+    nets = {"organ": RstnNet(plan_from(network, 1))}
+    return a_model(folder, "rstn", nets, heads, prepare=prepare, network=network)

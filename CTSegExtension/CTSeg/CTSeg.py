@@ -1,13 +1,11 @@
 """Module CTSeg: tick anatomy or lesions, type what to find, or click points; results come back as
 segments."""
 
-import importlib
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import slicer
-import vtk
 from slicer import (
     vtkMRMLMarkupsFiducialNode,
     vtkMRMLMarkupsROINode,
@@ -21,9 +19,7 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
     ScriptedLoadableModuleTest,
-    ScriptedLoadableModuleWidget,
 )
-from slicer.util import VTKObservationMixin
 
 try:
     import CTSegLogic  # noqa: F401 - installed beside the modules
@@ -31,6 +27,7 @@ except ImportError:  # a source checkout added as a module path: the package lie
     sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from CTSegLib import panel, scene
+from CTSegLib.bound import BoundWidget
 
 from CTSegLogic import Classes, CTSegError, Everything, Points, Prediction, Request, Run, Session, Text
 from CTSegLogic import resource as shipped
@@ -121,35 +118,20 @@ class CTSegParameterNode:
     existing: Annotated[str, Choice(EXISTING), Default("update")]
 
 
-class CTSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+class CTSegWidget(BoundWidget):
     """Binds the panel's parts (CTSegLib/panel.py) to the scene and the module's life."""
 
-    def __init__(self, parent=None):
-        ScriptedLoadableModuleWidget.__init__(self, parent)
-        VTKObservationMixin.__init__(self)
-        self.logic = None
-        self.panel = None
-        self._parameterNode = None
-        self._guiTag = None
+    parts = "CTSegLib"
 
     def setup(self):
         """Called when the module is opened for the first time; imports neither torch nor any model."""
-        ScriptedLoadableModuleWidget.setup(self)
-        widget = slicer.util.loadUI(self.resourcePath("UI/CTSeg.ui"))
-        self.layout.addWidget(widget)
-        self.ui = slicer.util.childWidgetVariables(widget)
-        widget.setMRMLScene(slicer.mrmlScene)
+        BoundWidget.setup(self)
+        self.loadUi("UI/CTSeg.ui")
         self.logic = CTSegModuleLogic()
         requirements = Path(self.resourcePath("requirements.txt"))
         self.panel = panel.Panel(self.ui, slicer.mrmlScene, self.logic.worker, requirements, self.parameters)
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         slicer.app.connect("aboutToQuit()", self.logic.stop)
-        self.initializeParameterNode()
-
-    def parameters(self):
-        """The parameter node, or None while the scene is closing."""
-        return self._parameterNode
+        self.bind()
 
     def cleanup(self):
         """Called when the application closes or the module is reloaded."""
@@ -159,56 +141,13 @@ class CTSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic.stop()
         self.removeObservers()
 
-    def enter(self):
-        """Called when the user comes to this module."""
-        self.initializeParameterNode()
-
-    def exit(self):
-        """Called when the user leaves this module; the scene may change meanwhile."""
-        self.setParameterNode(None)
-
-    def onSceneStartClose(self, caller, event):
-        """A run must not write into a scene that is going away."""
-        del caller, event
-        self.panel.abandon()
-        self.setParameterNode(None)
-
-    def onSceneEndClose(self, caller, event):
-        """The new scene has its own parameters."""
-        del caller, event
-        if self.parent.isEntered:
-            self.initializeParameterNode()
-
     def initializeParameterNode(self):
         """Takes the scene's parameter node and proposes the first volume there is."""
-        self.setParameterNode(self.logic.getParameterNode())
+        BoundWidget.initializeParameterNode(self)
         if not self._parameterNode.inputVolume:
             first = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
             if first:
                 self._parameterNode.inputVolume = first
-
-    def setParameterNode(self, node):
-        """Connects another parameter node (or none) to the panel."""
-        if self._parameterNode is not None:
-            self._parameterNode.disconnectGui(self._guiTag)
-            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
-        self._parameterNode = node
-        if node is not None:
-            self._guiTag = node.connectGui(self.ui)
-            self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
-            self.panel.refresh()
-
-    def onParametersModified(self, caller=None, event=None):
-        """Something was chosen, by hand or by a script."""
-        del caller, event
-        self.panel.onParametersModified()
-
-    def onReload(self):
-        """Developer's reload: the parts first, then the module."""
-        for name in [n for n in sys.modules if n.partition(".")[0] == "CTSegLib"]:
-            del sys.modules[name]  # reloaded one by one, they would keep classes of each other's old selves
-        importlib.invalidate_caches()
-        ScriptedLoadableModuleWidget.onReload(self)
 
 
 class CTSegModuleLogic(ScriptedLoadableModuleLogic):

@@ -1,13 +1,11 @@
 """Module CTSegTrain: teach a model a new structure from labelled scans; what it knew stays as it is."""
 
-import importlib
 import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
 import slicer
-import vtk
 from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.i18n import tr as _
 from slicer.i18n import translate
@@ -16,9 +14,7 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
     ScriptedLoadableModuleTest,
-    ScriptedLoadableModuleWidget,
 )
-from slicer.util import VTKObservationMixin
 
 try:
     import CTSegLib
@@ -29,6 +25,7 @@ except ImportError:  # a source checkout added as module paths: the parts lie wh
     sys.path.append(str(Path(__file__).resolve().parents[2]))
     import CTSegLib
 
+from CTSegLib.bound import BoundWidget
 from CTSegTrainLib import cases, panel
 from CTSegTrainLib.lessons import Choices, Writer
 from CTSegTrainLib.training import Training
@@ -98,34 +95,24 @@ class CTSegTrainParameterNode:
     folder: str
 
 
-class CTSegTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+class CTSegTrainWidget(BoundWidget):
     """Binds the panel's parts (CTSegTrainLib/panel.py) to the scene and the module's life."""
 
-    def __init__(self, parent=None):
-        ScriptedLoadableModuleWidget.__init__(self, parent)
-        VTKObservationMixin.__init__(self)
-        self.logic = None
-        self.panel = None
-        self._parameterNode = None
-        self._guiTag = None
+    parts = "CTSegTrainLib"
 
     def setup(self):
         """Called when the module is opened for the first time; imports neither torch nor any model."""
-        ScriptedLoadableModuleWidget.setup(self)
-        widget = slicer.util.loadUI(self.resourcePath("UI/CTSegTrain.ui"))
-        self.layout.addWidget(widget)
-        self.ui = slicer.util.childWidgetVariables(widget)
-        widget.setMRMLScene(slicer.mrmlScene)
+        BoundWidget.setup(self)
+        self.loadUi("UI/CTSegTrain.ui")
         self.logic = CTSegTrainModuleLogic()
         self.panel = panel.Panel(self.ui, slicer.mrmlScene, requirements(), self.parameters)
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         slicer.app.connect("aboutToQuit()", self.panel.close)
-        self.initializeParameterNode()
+        self.bind()
 
-    def parameters(self):
-        """The parameter node, or None while the scene is closing."""
-        return self._parameterNode
+    def onParametersModified(self, caller=None, event=None):
+        """Something was chosen, by hand or by a script."""
+        del caller, event
+        self.panel.updateState()
 
     def cleanup(self):
         """Called when the application closes or the module is reloaded."""
@@ -133,53 +120,6 @@ class CTSegTrainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel.close()
         self.setParameterNode(None)
         self.removeObservers()
-
-    def enter(self):
-        """Called when the user comes to this module."""
-        self.initializeParameterNode()
-
-    def exit(self):
-        """Called when the user leaves this module; the scene may change meanwhile."""
-        self.setParameterNode(None)
-
-    def onSceneStartClose(self, caller, event):
-        """Cases of the scene go; a training that runs has its own files."""
-        del caller, event
-        self.panel.abandon()
-        self.setParameterNode(None)
-
-    def onSceneEndClose(self, caller, event):
-        """The new scene has its own parameters."""
-        del caller, event
-        if self.parent.isEntered:
-            self.initializeParameterNode()
-
-    def initializeParameterNode(self):
-        """Takes the scene's parameter node."""
-        self.setParameterNode(self.logic.getParameterNode())
-
-    def setParameterNode(self, node):
-        """Connects another parameter node (or none) to the panel."""
-        if self._parameterNode is not None:
-            self._parameterNode.disconnectGui(self._guiTag)
-            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
-        self._parameterNode = node
-        if node is not None:
-            self._guiTag = node.connectGui(self.ui)
-            self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
-            self.panel.refresh()
-
-    def onParametersModified(self, caller=None, event=None):
-        """Something was chosen, by hand or by a script."""
-        del caller, event
-        self.panel.updateState()
-
-    def onReload(self):
-        """Developer's reload: the parts first, then the module."""
-        for name in [n for n in sys.modules if n.partition(".")[0] == "CTSegTrainLib"]:
-            del sys.modules[name]  # reloaded one by one, they would keep classes of each other's old selves
-        importlib.invalidate_caches()
-        ScriptedLoadableModuleWidget.onReload(self)
 
 
 def requirements():

@@ -6,11 +6,13 @@ only where they know their way.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from CTSegLogic.app.instead import Plan, instead
 from CTSegLogic.files.weights import find_card
 from CTSegLogic.values.card import SCORER, Card, Head, Prepare, facts_of
 from CTSegLogic.values.checks import hu_warnings
@@ -40,6 +42,23 @@ class Coverage:
         self.wanted = wanted and run.overrides.body_part and able
         self._known: dict[str, tuple[Heights | None, str]] = {}
 
+    def covering(self, plan: Plan, ready: Sequence[Card]) -> tuple[Plan, tuple[str, ...]]:
+        """The plan with heads that the scan does not reach replaced by others that know it, and what to say.
+
+        Args:
+            plan: models and what each is asked; ready: installed models that may step in.
+        """
+        heads = [head for _, ask in plan for head, _ in ask.heads if head.span is not None]
+        if not self.wanted or not heads or any(ask.points_ras is not None for _, ask in plan):
+            return plan, ()
+        able = [card for card in ready if "CT" in card.modality and len(card.prepare.channels) == 1]
+        return instead(plan, able, self._knows)
+
+    def _knows(self, head: Head) -> bool:
+        """Whether the scan reaches a head's range, as far as that can be told."""
+        heights, _ = self._heights(scorer_of(head))
+        return heights is None or _window(head, heights, self.volume.grid) is not None
+
     def segmented(self, card: Card, ask: Ask, run: Run, segment: Segment) -> Prediction:
         """What `segment` finds of the ask, on the whole scan's grid.
 
@@ -51,7 +70,7 @@ class Coverage:
         heights, note = self._heights(scorer_of(ranged[0]))
         if heights is None:
             return _noted(segment(self.volume, ask, run), (note,) if note else (), "not known")
-        windows = {h.name: _window(h, heights, self.volume.grid) for h, _ in ask.heads}
+        windows = {h.name: _window(h, heights, self.volume.grid) for h in _concerned(card, ask, run)}
         seen = tuple((head, wanted) for head, wanted in ask.heads if windows[head.name] is not None)
         said = list(heights.warnings)
         said += [_left_out(head, heights) for head, _ in ask.heads if windows[head.name] is None]
@@ -87,18 +106,36 @@ class Coverage:
         self, card: Card, ask: Ask, run: Run, segment: Segment, windows: Mapping[str, Box | None]
     ) -> Prediction:
         """What the heads find in the part of the scan that any of them knows, each kept in its own window."""
-        boxes = [box for head, _ in ask.heads if (box := windows[head.name]) is not None]
-        union = boxes[0]
-        for box in boxes[1:]:
-            union = union.union(box)
-        grid = self.volume.grid
+        grid, heads = self.volume.grid, _concerned(card, ask, run)
+        boxes = {h.name: box for h in heads if (box := windows[h.name]) is not None}
+        union = _union(list(boxes.values()))
+        parts = {h.name: grid.cropped(boxes[h.name]) if h.name in boxes else None for h in heads}
+        ask = replace(ask, within=parts)
         box = _with_margin(union, grid, card.prepare)
         if math.prod(box.shape) > _WORTH * math.prod(grid.shape):
             box = Box.whole(grid.shape)
         part = self.volume if box.shape == grid.shape else self.volume.on(grid.cropped(box))
         found = on_whole(segment(part, ask, run), grid, box)
-        inside = {s.key: box for h, wanted in ask.heads for s in wanted if (box := windows[h.name])}
+        # What several heads find together is kept where any of them knows its way.
+        inside = {
+            s.key: _union([boxes[h.name] for h in heads if s.key in h.structures and h.name in boxes])
+            for s in ask.structures
+        }
         return _kept(found, inside)
+
+
+def _concerned(card: Card, ask: Ask, run: Run) -> list[Head]:
+    """The asked heads, and those of the model that find one of the same structures: they may join."""
+    asked = [head for head, _ in ask.heads]
+    if not (run.overrides.merge and card.system == "clnet"):
+        return asked
+    names, keys = {head.name for head in asked}, {s.key for s in ask.structures}
+    able = [h for h in card.heads if h.activation == "softmax" and h.name not in names]
+    return [*asked, *(h for h in able if keys & set(h.structures))]
+
+
+def _union(boxes: Sequence[Box]) -> Box:
+    return functools.reduce(Box.union, boxes)
 
 
 def scorer_of(head: Head) -> str:

@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from CTSegLogic.train.clnet_clean import outline
 from CTSegLogic.train.clnet_json import is_clnet, read_clnet
@@ -66,9 +65,10 @@ def check(options: argparse.Namespace) -> None:
         return
     if not is_clnet(options.task):
         table = read_task(options.task, options.preset)
+        heads = ", ".join([table["head"], *(str(one.get("head")) for one in table.get("together", []))])
         model = table.get("card") or f"the new model {table['new'].get('name', '')}"
         sys.stdout.write(
-            f"1. {table['head']}: data set {table['dataset']}, {table['epochs']} epochs, grows {model}\n"
+            f"1. {heads}: data set {table['dataset']}, {table['epochs']} epochs, grows {model}\n"
         )
         return
     file = read_clnet(options.task)
@@ -86,7 +86,7 @@ def check(options: argparse.Namespace) -> None:
 def grower(options: argparse.Namespace) -> Callable[..., Card]:
     """What trains the file: called as `grow(path, folder, run, data=, resume=)`."""
     from CTSegLogic.train.clnet_chain import Wish, grow_all
-    from CTSegLogic.train.grow import grow
+    from CTSegLogic.train.grow import Way, grow
 
     if options.output is None:
         raise TaskInvalid(seen="The training has no folder to go to.", hint="Give one with -o DIR.")
@@ -97,12 +97,12 @@ def grower(options: argparse.Namespace) -> Callable[..., Card]:
             hint="Name the model in the task file: `card`.",
         )
 
-    common = {"prepared": options.cache, "preset": options.preset, "folds": options.folds}
-
-    def taught(path: Path, folder: Path, run: Run, **given: Any) -> Card:
+    def taught(path: Path, folder: Path, run: Run, *, data: Path | None = None, resume: bool = False) -> Card:
+        way = Way(resume=resume, prepared=options.cache, folds=options.folds)
         if not chained:
-            return grow(path, folder, run, **common, **given)
-        return grow_all(path, folder, run, Wish(encoder=options.encoder, **common, **given), _tell)
+            return grow(path, folder, run, way, data=data, preset=options.preset)
+        wish = Wish(data=data, encoder=options.encoder, preset=options.preset, way=way)
+        return grow_all(path, folder, run, wish, _tell)
 
     return taught
 

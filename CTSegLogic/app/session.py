@@ -84,6 +84,15 @@ class Session:
             )
         return _shared(ready, request, modality, [card for card in known if card not in ready])
 
+    def _stand_ins(self, plan: Sequence[tuple[Card, Ask]], request: Request, modality: str) -> list[Card]:
+        """Installed models that may step in for heads which the scan does not reach, the best first; none
+        when the user named the model."""
+        if request.card is not None or all(head.span is None for _, ask in plan for head, _ in ask.heads):
+            return []
+        keys = [s.key for _, ask in plan for s in ask.structures]
+        ready = [card for card in cards().values() if installed(card)]
+        return [choice.card for choice in ranked(keys, ready, modality) if choice.fits]
+
     def _found(self, card: Card, part: Volume, ask: Ask, run: Run) -> Prediction:
         """What one model finds; on the CPU when an accelerator's memory does not suffice."""
         if len(run.devices) > 1 and run.doubt is None and card.system == "clnet":
@@ -129,6 +138,8 @@ class Session:
         before = request.before[box.slices] if request.before is not None else None
         # A region is a choice of where to look: nobody second-guesses it.
         where = Coverage(part, run, self.load, wanted=request.roi is None)
+        first = plan
+        plan, moved = where.covering(plan, self._stand_ins(plan, request, volume.modality))
         predictions = []
         for n, (card, ask) in enumerate(plan):
             if volume.channels != len(card.prepare.channels):
@@ -149,7 +160,8 @@ class Session:
         told = (
             *silent,
             *notes_of(request.prompt, [card for card, _ in plan]),
-            *_chosen(request, plan, volume.modality),
+            *_chosen(request, first, volume.modality),
+            *moved,
         )
         merged = replace(
             merged,

@@ -31,6 +31,8 @@ class Plan:
         channels: feature channels per level.
         strides: of each level after the first; kernels: of every level.
         convs: convolutions per level.
+        full: whether the encoder has a decoder of its own inside, whose features take the place of the skips
+            (CL-Net's `full_network`).
     """
 
     channels: tuple[int, ...] = (32, 64, 128, 256, 320, 320)
@@ -38,6 +40,7 @@ class Plan:
     kernels: tuple[Size, ...] = ((1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3))
     convs: int = 2
     inputs: int = 1
+    full: bool = False
 
     @property
     def stride(self) -> Size:
@@ -81,6 +84,8 @@ class Encoder(nn.Module):
             units += [ConvUnit(width, width, kernel) for _ in range(plan.convs - 1)]
             self.levels.append(nn.Sequential(*units))
             inputs = width
+        if plan.full:
+            self._add_decoder(plan)
         self.apply(initialise)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -88,7 +93,25 @@ class Encoder(nn.Module):
         for level in self.levels:
             x = level(x)
             skips.append(x)
-        return skips
+        return self._refined(skips) if self.plan.full else skips
+
+    def _add_decoder(self, plan: Plan) -> None:
+        """Stages as of a head's decoder, each as wide as the skip that its features replace."""
+        self.up, self.blocks = nn.ModuleList(), nn.ModuleList()
+        for level in reversed(range(len(plan.channels) - 1)):
+            below, w = plan.channels[level + 1], plan.channels[level]
+            stride, kernel = plan.strides[level], plan.kernels[level + 1]
+            self.up.append(nn.ConvTranspose3d(below, w, stride, stride, bias=False))
+            ins = [2 * w, *[w] * (plan.convs - 1)]
+            self.blocks.append(nn.Sequential(*(ConvUnit(n, w, kernel) for n in ins)))
+
+    def _refined(self, skips: Sequence[Tensor]) -> list[Tensor]:
+        x, refined = skips[-1], [skips[-1]]
+        for up, block, skip in zip(self.up, self.blocks, reversed(skips[:-1]), strict=True):
+            x = up(x)[..., : skip.shape[-3], : skip.shape[-2], : skip.shape[-1]]
+            x = block(torch.cat([x, skip], dim=1))
+            refined.append(x)
+        return refined[::-1]
 
 
 class Decoder(nn.Module):

@@ -19,7 +19,7 @@ from CTSegLogic.values.run import Run
 from CTSegLogic.values.task import Batch, Task
 from CTSegLogic.values.volume import Volume
 
-SYSTEMS = ("body", "bodypart", "clnet", "efficient", "gcis", "nnunet", "rstn", "vista3d")
+SYSTEMS = ("body", "bodypart", "clnet", "efficient", "gcis", "nnunet", "rstn", "start", "vista3d")
 
 
 class Learner(Protocol):
@@ -39,6 +39,14 @@ class Learner(Protocol):
     def keep(self, folder: Path) -> Card:
         """Writes the head's file and a new card into `folder`; frozen files are carried over byte for
         byte."""
+
+
+@runtime_checkable
+class Paced(Protocol):
+    """A learner whose tensors are averaged at paces of their own."""
+
+    def paces(self) -> list[float]:
+        """The decay per step of each tensor of `parameters`, 0 for none."""
 
 
 class System(Protocol):

@@ -9,7 +9,7 @@ Each head's training starts from the card that the one before left; what is ther
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from CTSegLogic.train.clnet_json import read_clnet
 from CTSegLogic.train.clnet_spec import ClNetFile, HeadSpec, TaskSpec
 from CTSegLogic.train.clnet_steps import PATCH, Base, Step, nearest_model, network_of, steps_of
 from CTSegLogic.train.folders import dataset_folder
-from CTSegLogic.train.grow import card_of, preset_of, taught
+from CTSegLogic.train.grow import Way, card_of, preset_of, taught
 from CTSegLogic.train.importers import data_roots, modality_of, read_dataset, read_nnunet
 from CTSegLogic.train.plan import facts_of, plan_of, read_plan
 from CTSegLogic.train.ranks import joined
@@ -41,18 +41,14 @@ class Wish:
     Attributes:
         data: folder of data sets; None takes the published environment variables, or the file's folder.
         encoder: the model to grow, by name, file or folder.
-        prepared: folder of prepared cases that trainings share.
         preset: name of a preset for what the file leaves out.
-        resume: go on with what is in the output folder.
-        folds: "0,1,2" or "all": heads on the frozen encoder are trained once per fold.
+        way: of every training; its folds are for heads on the frozen encoder.
     """
 
     data: Path | None = None
     encoder: str | None = None
-    prepared: Path | None = None
     preset: str | None = None
-    resume: bool = False
-    folds: str | None = None
+    way: Way = field(default_factory=Way)
 
 
 def grow_all(path: Path, folder: Path, run: Run, wish: Wish, say: Say) -> Card:
@@ -75,19 +71,18 @@ def grow_all(path: Path, folder: Path, run: Run, wish: Wish, say: Say) -> Card:
     if ranks.rank == 0:
         write_cleaned(file, folder)
     for number, step in enumerate(steps, start=1):
-        tell(f"{number} of {len(steps)}: {step.task.head} ({step.key})")
+        heads = ", ".join(one.head for one in step.task.heads)
+        tell(f"{number} of {len(steps)}: {heads} ({step.key})")
         own = folder / f"{number:02d}-{step.task.head}"
-        if wish.resume and (own / "card.json").is_file():
+        if wish.way.resume and (own / "card.json").is_file():
             card = read_card(own / "card.json")
             continue
         rows = [row for row in step.structures if row["key"] not in card.vocabulary]
         card = replace(card, structures=(*card.structures, *rows))
-        go_on = wish.resume or (step.go_on and (own / "latest.pt").is_file())
+        go_on = wish.way.resume or (step.go_on and (own / "latest.pt").is_file())
         how = replace(run, precision="fp32") if step.precision == "fp32" else run
-        folds = None if step.task.train_encoder else wish.folds
-        card = taught(
-            card, step.task, how, own, resume=go_on, ranks=ranks, prepared=wish.prepared, folds=folds
-        )
+        folds = None if step.task.train_encoder else wish.way.folds
+        card = taught(card, step.task, how, own, replace(wish.way, resume=go_on, folds=folds), ranks)
     if ranks.rank == 0:
         card = replace(card, name=str(file.own.get("name", card.name)))
         card = replace(card, files=carried(card, card.files, folder), folder=folder)
@@ -114,6 +109,7 @@ def planned(file: ClNetFile, path: Path, wish: Wish) -> tuple[Card, tuple[Step, 
         kernels=plan.kernels[1:],
         patch_kji=card.prepare.patch_kji,
         trained=bool(card.encoder),
+        full=plan.full,
     )
     steps = steps_of(file, base, roots, preset)
     if not base.trained and not steps[0].task.train_encoder:
@@ -161,10 +157,12 @@ def _fresh(
     """A card without a trained tensor: as the file describes it under `ctseg.new`, else planned from the data
     set of the general encoder."""
     given: dict[str, Any] = dict(file.own.get("new") or {})
-    network = given.get("network") or network_of(general.encoder, head.decoder)
+    network = given.get("network") or network_of(
+        general.encoder, head.decoder, full=general.flags["full_network"]
+    )
     if "prepare" not in given:
         folder = dataset_folder(general.dataset, roots)
-        done = read_plan(wish.prepared, folder.name) if wish.prepared is not None else None
+        done = read_plan(wish.way.prepared, folder.name) if wish.way.prepared is not None else None
         if done is None:
             patch = head.patch_kji or (preset.task.get("patch_kji") if preset is not None else None) or PATCH
             facts = [facts_of(case) for case in read_nnunet(folder, mapping={})]

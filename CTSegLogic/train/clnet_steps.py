@@ -7,7 +7,7 @@ in silence.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from CTSegLogic.train.clnet_setups import DecoderSetup, EncoderSetup, Size, Trai
 from CTSegLogic.train.clnet_spec import GENERAL, ClNetFile, HeadSpec, TaskSpec
 from CTSegLogic.train.folders import dataset_folder
 from CTSegLogic.train.importers import label_names, read_dataset, read_nnunet
+from CTSegLogic.train.published import SCHEDULE
+from CTSegLogic.train.together import joined_tasks
 from CTSegLogic.values.errors import TaskInvalid, Unteachable
 from CTSegLogic.values.presets import Preset
 from CTSegLogic.values.structures import (
@@ -28,7 +30,7 @@ from CTSegLogic.values.structures import (
 from CTSegLogic.values.task import Case, Task
 
 STEPS, CAP = 256, 320  # published: optimiser steps per epoch, most channels of any level
-WEIGHT_DECAY, EMA = 3e-5, 0.99  # published, of decoders
+WEIGHT_DECAY, EMA, ENCODER_EMA = 3e-5, 0.99, 0.999  # published, averages of decoders and of an encoder
 PATCH: Size = (112, 96, 128)  # of the released heads
 _KNOWN = {f.name for f in fields(Task)}
 # Switches of the published program that have no counterpart, and the value that changes nothing here.
@@ -62,6 +64,7 @@ class Base:
     Attributes:
         heads: those it has; stride: of its encoder; kernels: of its decoders, upper to bottom.
         patch_kji: its own patch; trained: whether its encoder is there.
+        full: whether that has a decoder of its own inside.
     """
 
     heads: tuple[str, ...]
@@ -69,6 +72,7 @@ class Base:
     kernels: tuple[Size, ...]
     patch_kji: Size
     trained: bool
+    full: bool = False
 
 
 def steps_of(
@@ -90,14 +94,14 @@ def steps_of(
     for task in file.tasks:
         _refuse(task, base)
         trained = [head for head in task.heads if head.training is not None]
-        if task.kind == GENERAL and len(trained) > 1:
-            raise Unteachable(
-                seen=f"{task.key} trains the encoder with {len(trained)} heads at once.",
-                hint="Join their labels in one decoder: the encoder learns from one head here.",
-            )
+        made = []
         for head in trained:
-            steps.append(_step(file, task, head, base, known, roots, preset))
+            made.append(_step(file, task, head, base, known, roots, preset))
             known.append(head.name)
+        # Heads that read others come after the encoder: they cannot move what their supporters stand on.
+        shaping = [step for step in made if step.task.train_encoder]
+        steps += [_together(shaping)] if len(shaping) > 1 else shaping
+        steps += [step for step in made if not step.task.train_encoder]
     if not steps:
         raise TaskInvalid(
             seen=f"{file.name} trains no head.", hint='Give a block "decoders_to_train": ["all"].'
@@ -119,17 +123,26 @@ def keys_of(file: ClNetFile, task: TaskSpec, folder: Path) -> dict[int, Structur
 
 def _refuse(task: TaskSpec, base: Base) -> None:
     """Raises Unteachable for what would change heads that are there, or is not built here."""
-    for flag, what in (
-        ("finetune_encoder", "fine-tunes the frozen encoder: earlier heads would find other things"),
-        ("full_network", "wants an encoder with a decoder of its own inside, which is not built here"),
-    ):
-        if task.flags[flag]:
-            raise Unteachable(seen=f"{task.key} {what}.", hint=f"Remove {flag!r}.")
-    trains = task.kind == GENERAL and any(head.training for head in task.heads)
-    if trains and base.trained:
+    if task.flags["full_network"] and not base.full:
+        raise Unteachable(
+            seen=f"{task.key} wants an encoder with a decoder of its own inside, and the model's has none.",
+            hint="Remove 'full_network', or set it for the general encoder, which is trained with it.",
+        )
+    trained = [head.name for head in task.heads if head.training]
+    if task.kind != GENERAL or not trained or not base.trained:
+        return
+    if not task.flags["finetune_encoder"]:
         raise Unteachable(
             seen=f"{task.key} trains the general encoder, but the model to grow has one.",
-            hint="Start without a model, or set load_only_encoder and leave the decoders out.",
+            hint="Start without a model, set load_only_encoder and leave the decoders out, or go on with "
+            "`finetune_encoder`.",
+        )
+    left = [name for name in base.heads if name not in trained]
+    if left:
+        raise Unteachable(
+            seen=f"{task.key} fine-tunes the encoder, which would change what {', '.join(left)} finds.",
+            hint="Train every head of the model along, or set `finetune_encoder` for a later task: its head "
+            "then gets an encoder of its own.",
         )
 
 
@@ -163,11 +176,13 @@ def _step(
             lr=how.lr,
             weight_decay=WEIGHT_DECAY,
             warmup=task.warmup_epochs(how.epochs),
-            foreground=sum(how.foreground) / 2,
+            foreground=how.foreground[0],
+            foreground_end=how.foreground[1],
             ema=EMA if averaged else 0.0,
             mirror=task.mirror,
-            train_encoder=task.kind == GENERAL,
-            teach=_teach(head, how, known),
+            train_encoder=task.kind == GENERAL and not head.supports,
+            teach=_teach(task, head, how, known, base),
+            weight=head.weight,
             **{"steps": STEPS, **chosen, **_later(task, head, how, averaged)},
         ),
         structures=tuple(structure_to_row(s) for s in structures.values() if s.key not in vocabulary()),
@@ -228,9 +243,46 @@ def _patch(size: Sequence[int], stride: Size) -> Size:
     return k, j, i
 
 
-def _teach(head: HeadSpec, how: Training, known: Sequence[str]) -> dict[str, Any]:
-    """The system's own settings: the decoder's numbers, and the head whose weights are taken up."""
-    teach: dict[str, Any] = {}
+def _together(steps: Sequence[Step]) -> Step:
+    """One training of several heads that shape the encoder at once."""
+    first = steps[0]
+    for step in steps[1:]:
+        for name in ("epochs", "lr", "batch", "ema"):
+            if getattr(step.task, name) != getattr(first.task, name):
+                raise TaskInvalid(
+                    seen=f"{first.key}: {step.task.head} and {first.task.head} train the encoder together, "
+                    f"but differ in {name}.",
+                    hint='Give one setup for all of them: {"all": [...]}.',
+                )
+    dense = [
+        replace(
+            step.task,
+            prune=None,
+            judge_training=False,
+            ema_from=step.task.ema_from or 1,
+            teach={k: v for k, v in step.task.teach.items() if k in ("decoder", "start") or step is first},
+        )
+        for step in steps
+    ]
+    notes = [note for step in steps for note in step.notes]
+    if any(step.task.prune for step in steps):
+        notes.append(f"{first.key}: heads that train the encoder together stay dense: they are not pruned.")
+    rows = {row["key"]: row for step in steps for row in step.structures}
+    task = joined_tasks(dense[0], dense[1:])
+    return replace(first, task=task, structures=tuple(rows.values()), notes=tuple(notes))
+
+
+def _teach(task: TaskSpec, head: HeadSpec, how: Training, known: Sequence[str], base: Base) -> dict[str, Any]:
+    """The system's own settings: what becomes of the encoder, the decoder's numbers, and the head
+    whose weights are taken up."""
+    teach: dict[str, Any] = {"schedule": SCHEDULE, "optimizer": task.optimizer}
+    teach |= {"amsgrad": True} if task.flags["amsgrad"] and task.optimizer != "sgd" else {}
+    averaged = task.encoder is not None and task.encoder.ema
+    teach |= {"encoder_ema": ENCODER_EMA if averaged else 0.0}
+    if task.flags["finetune_encoder"] and task.kind != GENERAL:
+        teach["method"] = "own"
+    elif task.flags["finetune_encoder"] and base.trained and not head.supports:
+        teach["method"] = "continue"
     if head.decoder is not None:
         teach["decoder"] = {"base": head.decoder.base, "convs": head.decoder.convs, "cap": CAP}
     if how.load_pretrain and head.name in known:
@@ -242,8 +294,8 @@ def _later(task: TaskSpec, head: HeadSpec, how: Training, averaged: bool) -> dic
     """Fields of `Task` that not every version has."""
     wanted: dict[str, Any] = {}
     wanted |= {"supports": head.supports} if head.supports else {}
-    pruned = how.prune and task.fold is not None
-    wanted |= {"prune": True} if pruned else {"ema_from": 1} if averaged else {}
+    wanted |= {"prune": True} if how.prune else {"ema_from": 1} if averaged else {}
+    wanted |= {"judge_training": True} if how.prune and task.fold is None else {}
     return {name: value for name, value in wanted.items() if name in _KNOWN}
 
 
@@ -253,22 +305,20 @@ def _unmet(
     """What the file says of a head that its training does not do."""
     said = []
     if how.prune and task.fold is None:
-        said.append("is to be pruned, but fold 'all' keeps no case aside to judge that: it stays dense")
+        said.append(
+            "is pruned by what it finds in its own training cases, since fold 'all' keeps none aside "
+            "(as published)"
+        )
     elif how.prune and "prune" not in _KNOWN:
         said.append("is to be pruned, which this version does not do: it stays dense")
     if head.supports and "supports" not in _KNOWN:
         said.append(f"is to read {', '.join(head.supports)}, which this version does not do: it stands alone")
+    if task.flags["finetune_encoder"] and task.kind != GENERAL:
+        said.append("learns with a copy of the encoder of its own: older heads keep the shared one as it is")
     if head.decoder is not None and head.decoder.kernels not in (None, base.kernels):
         said.append("has kernels of its own: the model's kernels are used")
-    if task.optimizer == "sgd":
-        said.append("asks for sgd: AdamW is used")
-    if task.encoder is not None and task.encoder.ema and task.kind == GENERAL:
-        said.append("averages the encoder's weights at the decoder's pace")
     if task.encoder is not None and task.encoder.block:
         said.append(f"asks for the block {task.encoder.block!r}: the plain one is used")
-    if how.foreground[0] - how.foreground[1] > 0.1:
-        high, low = how.foreground
-        said.append(f"lets the foreground share fall from {high:g} to {low:g}: the mean is used")
     said += [
         f"sets {name!r}, which has no counterpart"
         for name, plain in _WITHOUT.items()
@@ -282,13 +332,16 @@ def _unmet(
     return said
 
 
-def network_of(setup: EncoderSetup | None, decoder: DecoderSetup | None) -> dict[str, Any]:
+def network_of(
+    setup: EncoderSetup | None, decoder: DecoderSetup | None, *, full: bool = False
+) -> dict[str, Any]:
     """The `network` of a new card with the architecture of a file; the published one where it is silent."""
     setup, decoder = setup or EncoderSetup(), decoder or DecoderSetup()
     encoder: dict[str, Any] = {"channels": [min(setup.base * 2**level, CAP) for level in range(6)]}
     encoder |= {"convs": setup.convs} if setup.convs is not None else {}
     encoder |= {"strides": [list(s) for s in setup.strides]} if setup.strides else {}
     encoder |= {"kernels": [list(k) for k in setup.kernels]} if setup.kernels else {}
+    encoder |= {"full": True} if full else {}
     return {"encoder": encoder, "decoder": {"base": decoder.base, "convs": decoder.convs, "cap": CAP}}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from CTSegLogic.files.atomic import replaced
 
 CURVES = "curves.png"
-_DICE = "dice"
+_DICE, _LOSS = "dice", "loss"
 
 
 def draw_curves(folder: Path, head: str) -> bool:
@@ -32,7 +32,8 @@ def draw_curves(folder: Path, head: str) -> bool:
     figure = Figure(figsize=(8, 6.4), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
-    _draw(above, {"loss": curves["loss"]}, "loss")
+    losses = {k.removeprefix(f"{_LOSS}_"): v for k, v in curves.items() if k.startswith(f"{_LOSS}_")}
+    _draw(above, {**losses, "mean": curves[_LOSS]} if losses else {_LOSS: curves[_LOSS]}, "loss")
     named = {k.removeprefix(f"{_DICE}_"): v for k, v in curves.items() if k.startswith(f"{_DICE}_")}
     _draw(below, {**named, "mean": curves.get(_DICE, [])} if named else {}, "validation Dice")
     below.set_ylim(0, 1)

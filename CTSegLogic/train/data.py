@@ -253,7 +253,7 @@ class PatchSource:
         rng = np.random.default_rng([self.task.seed, epoch, index])
         case = self.cases[int(rng.integers(len(self.cases)))]
         # As published: a fixed share of each batch is centred on a label, the last places first.
-        forced = place >= round(self.task.batch * (1 - self.task.foreground))
+        forced = place >= round(self.task.batch * (1 - self.task.forced(epoch)))
         how = Augment.drawn(
             rng,
             self.prepare.spacing_mm,

@@ -8,6 +8,7 @@ as one that was not.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,16 @@ from torch import Tensor
 
 from CTSegLogic.engine.device import autocast, pick_device, seed_everything
 from CTSegLogic.files.atomic import replaced
-from CTSegLogic.systems import Learner
+from CTSegLogic.systems import Learner, Paced
 from CTSegLogic.train.curves import draw_curves
-from CTSegLogic.train.data import Prepared, prepare_case
+from CTSegLogic.train.data import PatchSource, Prepared, prepare_case
 from CTSegLogic.train.guard import Guard
 from CTSegLogic.train.prune import schedule_of
+from CTSegLogic.train.published import optimizer_of
 from CTSegLogic.train.ranks import Ranks
-from CTSegLogic.train.record import Clock, Mlflow, Record
+from CTSegLogic.train.record import Clock, Record, trackers
 from CTSegLogic.train.replay import patch_source
+from CTSegLogic.train.together import finder_of, losses_by_head
 from CTSegLogic.values.card import Card, read_card
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.run import Run
@@ -66,20 +69,15 @@ def fit(
     ranks.wait()
     cache = prepared or folder / "prepared"
     source = patch_source(task, learner.prepare, cache, ranks)
-    judged = [prepare_case(c, task.structures, learner.prepare, cache) for c in task.validation]
+    judged = {one.head: _judged(one, learner, cache) for one in task.heads}
     record = Record(folder / "record.csv", first) if ranks.rank == 0 else None
-    tracked = Mlflow(folder, task.head, _settings(task)) if ranks.rank == 0 else None
+    tracked = trackers(folder, task.head, _settings(task), first) if ranks.rank == 0 else []
     clock = Clock(run, first * task.steps, state.schedule.planned * task.steps)
     schedule, epoch = state.schedule, first
     while schedule.more(epoch):
-        began, losses = time.monotonic(), []
-        schedule.begin(epoch)
-        for step, batch in enumerate(source.epoch(epoch)):
-            run.check()
-            losses.append(state.step(epoch, step, batch, run))
-            clock.tell(epoch * task.steps + step + 1, schedule.named(epoch))
-        row: dict[str, Any] = {"epoch": epoch, **state.guard.told(losses), "lr": schedule.lr(epoch, 0)}
-        if record is not None and judged and schedule.judges(epoch):
+        began = time.monotonic()
+        row = state.learned(epoch, source, run, clock)
+        if record is not None and any(judged.values()) and schedule.judges(epoch):
             row |= state.judge(judged, run)
             state.keep_best(row["dice"], folder / "best.pt")
         schedule.end(epoch, ranks.said(row, state.device), state)
@@ -89,8 +87,8 @@ def fit(
         record.add(row | {"seconds": time.monotonic() - began})
         if "dice" in row or not schedule.more(epoch):
             draw_curves(folder, task.head)
-        if tracked is not None:
-            tracked.add(row)
+        for one in tracked:
+            one.add(row)
         state.save(folder / "latest.pt", epoch)
     state.use_averaged()
     if record is not None:
@@ -108,9 +106,24 @@ class _State:
         self.learner, self.task, self.device, self.ranks = learner, task, device, ranks or Ranks()
         self.parameters = list(learner.parameters())
         self.average = [p.detach().clone() for p in self.parameters]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=task.lr, weight_decay=task.weight_decay)
+        self.optimizer = optimizer_of(task, self.parameters)
+        self.paces = learner.paces() if isinstance(learner, Paced) else [task.ema] * len(self.parameters)
         self.best, self.guard = -1.0, Guard()
+        self.factors = task.factors
+        self.finders = {one.head: finder_of(learner, task, one.head) for one in task.heads}
         self.schedule = schedule_of(task, learner, self.parameters)
+
+    def learned(self, epoch: int, source: PatchSource, run: Run, clock: Clock) -> dict[str, Any]:
+        """All steps of an epoch; returns its row of the record."""
+        losses, heads = [], []
+        self.schedule.begin(epoch)
+        for step, batch in enumerate(source.epoch(epoch)):
+            run.check()
+            losses.append(self.step(epoch, step, batch, run))
+            heads.append(batch.head)
+            clock.tell(epoch * self.task.steps + step + 1, self.schedule.named(epoch))
+        row = {"epoch": epoch, **self.guard.told(losses), "lr": self.schedule.lr(epoch, 0)}
+        return row | losses_by_head(heads, losses)
 
     def step(self, epoch: int, step: int, batch: Any, run: Run) -> float:
         """One optimiser step; returns the loss."""
@@ -122,7 +135,7 @@ class _State:
         for part in parts:
             with autocast(self.device, run):
                 loss = self.learner.loss(part) / len(parts)
-            loss.backward()
+            (loss * self.factors[batch.head] if self.task.together else loss).backward()
             total += float(loss.detach())
         self.ranks.average_(self.parameters)
         self.schedule.on_gradients(self)
@@ -133,24 +146,36 @@ class _State:
         # The average follows closely at first: early weights would otherwise weigh on it for hundreds of
         # steps.
         done = self.schedule.averaged_steps(epoch, step)
-        keep = min(self.task.ema, (1 + done) / (10 + done)) if done >= 0 else 0.0
-        for mean, now in zip(self.average, self.parameters, strict=True):
-            mean.lerp_(now.detach(), 1 - keep)
+        closely = (1 + done) / (10 + done) if done >= 0 else 0.0
+        for mean, now, pace in zip(self.average, self.parameters, self.paces, strict=True):
+            mean.lerp_(now.detach(), 1 - min(pace, closely))
         self.schedule.on_weights(self)
         return total
 
-    def judge(self, cases: list[Prepared], run: Run) -> dict[str, float]:
-        """Validation Dice per structure with the averaged weights, on the working grid."""
-        scores = []
+    def judge(self, judged: Mapping[str, list[Prepared]], run: Run) -> dict[str, float]:
+        """Validation Dice per structure with the averaged weights, on the working grid; of several heads
+        `dice_HEAD` as well, and `dice` is the mean of these."""
+        row: dict[str, float] = {}
+        heads = []
         with _swapped(self.parameters, self.average):
-            for case in cases:
-                own = _dice(self.learner.labels(case.image, run), case.labels, len(self.task.structures))
-                # What nobody drew in a case may be there all the same.
-                scores.append([d if a else float("nan") for d, a in zip(own, case.annotated, strict=True)])
-        means = _means(np.asarray(scores))
-        more = self.schedule.scored(np.asarray(scores))
-        row = {f"dice_{key}": float(m) for key, m in zip(self.task.structures, means, strict=True)}
-        return {"dice": float(_means(means)), **row, **more}
+            for one in (one for one in self.task.heads if judged[one.head]):
+                scores = self._scores(one, judged[one.head], run)
+                means = _means(scores)
+                heads.append(float(_means(means)))
+                start = f"dice_{one.head}" if self.task.together else "dice"
+                row |= {start: heads[-1]}
+                row |= {f"{start}_{key}": float(m) for key, m in zip(one.structures, means, strict=True)}
+                row |= self.schedule.scored(scores) if one is self.task else {}
+        return {**row, "dice": float(_means(np.asarray(heads)))}
+
+    def _scores(self, task: Task, cases: list[Prepared], run: Run) -> NDArray[np.float64]:
+        """Dice of cases x structures of one head."""
+        find, scores = self.finders[task.head], []
+        for case in cases:
+            own = _dice(find(case.image, run), case.labels, len(task.structures))
+            # What nobody drew in a case may be there all the same.
+            scores.append([d if a else float("nan") for d, a in zip(own, case.annotated, strict=True)])
+        return np.asarray(scores)
 
     def use_averaged(self) -> None:
         """Puts the averaged weights into the learner for good."""
@@ -231,8 +256,14 @@ def _means(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _settings(task: Task) -> dict[str, Any]:
     """What a record of the training should say of it; the cases are counted, not listed."""
-    named = {f.name: getattr(task, f.name) for f in fields(task) if f.name not in ("cases", "rehearse")}
+    counted = ("cases", "rehearse", "together")
+    named = {f.name: getattr(task, f.name) for f in fields(task) if f.name not in counted}
+    named["heads"] = ", ".join(one.head for one in task.heads)
     return {**named, "training": len(task.training), "validation": len(task.validation)}
+
+
+def _judged(task: Task, learner: Learner, cache: Path) -> list[Prepared]:
+    return [prepare_case(c, task.structures, learner.prepare, cache) for c in task.validation]
 
 
 def _fresh(folder: Path) -> int:

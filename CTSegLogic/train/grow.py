@@ -13,6 +13,8 @@ model's label numbers.
 `fold_rule` "contiguous" deals cases to folds in blocks, as RSTN does, instead of in turn.
 `name` is what the grown model shall be called. `unlabelled` is a folder of scans, or several, from which a
 narrow decoder learns without labels.
+`together` is a list of {"head": ..., "dataset": ..., "mapping": ...}: further heads that shape the encoder
+with the first, see train/together.py.
 `replay` is {"tasks": [older task files], "cases": 5 of each, "share": 0.5 of the steps}; see systems/clnet.
 """
 
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from CTSegLogic.train.importers import contiguous_folds, read_datalist, read_nnu
 from CTSegLogic.train.ranks import Ranks, joined
 from CTSegLogic.train.replay import rehearsal
 from CTSegLogic.train.spans import with_span
+from CTSegLogic.train.together import together_of
 from CTSegLogic.values.card import FORMAT, Card, card_from
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.presets import PRESETS, Preset
@@ -45,21 +48,38 @@ from CTSegLogic.values.task import Case, Task
 
 _OWN = {"card", "new", "name", "head", "dataset", "dataset_dir", "mapping", "folds", "comment"}
 _TASK = {f.name for f in fields(Task)} - {"head", "cases", "structures", "rehearse", "rehearse_share"}
-_OWN |= {"replay", "unlabelled", "fold_rule", "list"}
+_TASK -= {"together"}
+_OWN |= {"replay", "unlabelled", "fold_rule", "list", "together"}
 _REPLAY = {"tasks", "cases", "share"}
 _REPLAYED = 5  # cases kept of each older task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How a training goes about its files.
+
+    Attributes:
+        resume: go on with the training in its folder.
+        prepared: a folder of prepared cases that trainings share; one inside the training's own when None.
+        folds: "0,1,2" or "all": train the head once per fold, to answer together; see `ensemble`.
+    """
+
+    resume: bool = False
+    prepared: Path | None = None
+    folds: str | None = None
+
+
+_PLAIN = Way()
 
 
 def grow(
     path: Path,
     folder: Path,
     run: Run,
+    way: Way = _PLAIN,
     *,
     data: Path | None = None,
-    resume: bool = False,
-    prepared: Path | None = None,
     preset: str | None = None,
-    folds: str | None = None,
 ) -> Card:
     """Trains the head of a task file and returns the grown card, written into `folder`.
 
@@ -67,19 +87,14 @@ def grow(
         path: the task file.
         folder: for checkpoints, record and result.
         run: device, precision, progress.
+        way: resuming, shared files, folds.
         data: where a relative `dataset` starts from; beside the task file when None.
-        resume: go on with the training in `folder`.
-        prepared: a folder of prepared cases that trainings share; one inside `folder` when None.
         preset: name of a preset whose numbers stand in for those that the file leaves out.
-        folds: "0,1,2" or "all": train the head once per fold, to answer together; see `ensemble`.
 
     Raises:
         TaskInvalid: the file or its data contradict themselves; the message names the key.
     """
-    table = read_task(path, preset)
-    return grow_table(
-        table, path.parent, folder, run, data=data, resume=resume, prepared=prepared, folds=folds
-    )
+    return grow_table(read_task(path, preset), path.parent, folder, run, way, data=data)
 
 
 def grow_table(
@@ -87,17 +102,15 @@ def grow_table(
     home: Path,
     folder: Path,
     run: Run,
+    way: Way = _PLAIN,
     *,
     data: Path | None = None,
-    resume: bool = False,
-    prepared: Path | None = None,
-    folds: str | None = None,
 ) -> Card:
     """`grow` for a task file that has been read; `home` is where its relative paths start from."""
     card = card_of(table, home)
     task = task_of(table, card, data or home, home)
     ranks, run = joined(run)
-    grown = taught(card, task, run, folder, resume=resume, ranks=ranks, prepared=prepared, folds=folds)
+    grown = taught(card, task, run, folder, way, ranks)
     if "name" in table and ranks.rank == 0:
         grown = _rewritten(replace(grown, name=table["name"]), folder)
     return grown
@@ -110,36 +123,29 @@ def _rewritten(card: Card, folder: Path) -> Card:
 
 
 def taught(
-    card: Card,
-    task: Task,
-    run: Run,
-    folder: Path,
-    *,
-    resume: bool = False,
-    ranks: Ranks | None = None,
-    prepared: Path | None = None,
-    folds: str | None = None,
+    card: Card, task: Task, run: Run, folder: Path, way: Way = _PLAIN, ranks: Ranks | None = None
 ) -> Card:
     """The card grown by one task's head, written into `folder`; see `fit`, and `ensemble` for folds."""
-    if folds is not None:
-        ranks = ranks or Ranks()
-        _refuse_trained(folder, resume)
+    ranks = ranks or Ranks()
+    if way.folds is not None:
+        _refuse_trained(folder, way.resume)
+        of_each = replace(way, folds=None, prepared=way.prepared or folder / "prepared")
 
         def teach(one: Task, own: Path) -> Card:
-            return taught(
-                card, one, run, own, resume=resume, ranks=ranks, prepared=prepared or folder / "prepared"
-            )
+            return taught(card, one, run, own, of_each, ranks)
 
-        return over_folds(card, task, folds_of(folds, task), folder, teach, ranks)
+        return over_folds(card, task, folds_of(way.folds, task), folder, teach, ranks)
     system = open_system(card, run)
     keep = str(system.device) == "cpu" and tuned_from(Shelf().table(TABLE)).keep_memory
     with applied(Tuned(keep_memory=keep)):
         learner = system.learner(task, run)
-        grown = fit(learner, task, run, folder, resume=resume, ranks=ranks, prepared=prepared)
-    if (ranks or Ranks()).rank:
+        grown = fit(learner, task, run, folder, resume=way.resume, ranks=ranks, prepared=way.prepared)
+    if ranks.rank:
         return grown
     # A head remembers where in the body it was taught, so that it is not asked elsewhere.
-    return _rewritten(with_span(grown, task.head, task.training, run), folder)
+    for one in task.heads:
+        grown = with_span(grown, one.head, one.training, run)
+    return _rewritten(grown, folder)
 
 
 def _refuse_trained(folder: Path, resume: bool) -> None:
@@ -224,6 +230,8 @@ def task_of(table: Mapping[str, Any], card: Card, data: Path, home: Path | None 
         raise TaskInvalid(
             seen=f"A value of the task has the wrong type: {error}.", hint="See Resources/Tasks."
         ) from error
+    if "together" in table:
+        task = together_of(table, task, lambda one: task_of(one, card, data, home))
     return _replaying(task, table["replay"], card, data, home or data) if "replay" in table else task
 
 

@@ -65,6 +65,7 @@ def growth(path: Path, grown: Card, run: Run, *, data: Path | None = None) -> Gr
     heads = tuple(
         dict.fromkeys(head.name for card in (old, grown) if card is not None for head in card.heads)
     )
+    taught = {one.head for one in task.heads}
     scores: dict[tuple[str, str], list[tuple[float, float]]] = {}
     changed = 0
     for number, case in enumerate(task.validation):
@@ -76,7 +77,7 @@ def growth(path: Path, grown: Card, run: Run, *, data: Path | None = None) -> Gr
             before, after = (_of_head(system, head, volume, run) for system in systems)
             for key in sorted({*before, *after}):
                 pair = before.get(key), after.get(key)
-                changed += _difference(*pair) if head != task.head else 0
+                changed += _difference(*pair) if head not in taught else 0
                 if key in truth:
                     dice = _dice(pair[0], truth[key]), _dice(pair[1], truth[key])
                     scores.setdefault((head, key), []).append(dice)
@@ -86,7 +87,7 @@ def growth(path: Path, grown: Card, run: Run, *, data: Path | None = None) -> Gr
         head=task.head,
         cases=tuple(case.name for case in task.validation),
         rows=tuple(_row(head, key, pairs) for (head, key), pairs in scores.items()),
-        files=_carried(old, grown, task.head) if old is not None else {},
+        files=_carried(old, grown, taught) if old is not None else {},
         voxels_changed=changed,
     )
 
@@ -157,9 +158,9 @@ def _row(head: str, key: str, pairs: Sequence[tuple[float, float]]) -> dict[str,
     return {"structure": key, "head": head, "before": means[0], "after": means[1]}
 
 
-def _carried(old: Card, grown: Card, head: str) -> dict[str, bool]:
-    """Whether each file of the old model, but the trained head's, lies in the new one with the same bytes."""
-    trained = {h.file for h in grown.heads if h.name == head}
+def _carried(old: Card, grown: Card, taught: set[str]) -> dict[str, bool]:
+    """Whether each file of the old model, but the trained heads', lies in the new one with the same bytes."""
+    trained = {h.file for h in grown.heads if h.name in taught}
     return {
         name: name in grown.files and file_sha256(place_of(old, name)) == file_sha256(place_of(grown, name))
         for name in old.files

@@ -199,6 +199,7 @@ class Pruning(Schedule):
     def end(self, epoch: int, row: dict[str, Any], state: Trained) -> None:
         """Goes on to the next target or phase when the epoch decides so."""
         if self.phase == _NORMAL:
+            super().end(epoch, row, state)
             self._end_normal(epoch, row, state)
         elif self.phase == _PRUNING:
             self._end_target(epoch, float(row["score"]), state)

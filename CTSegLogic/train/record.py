@@ -1,4 +1,4 @@
-"""What a training leaves behind to read: one CSV row per epoch, MLflow's record of it, and progress."""
+"""What a training leaves behind to read: rows of epochs in CSV, MLflow and TensorBoard, and progress."""
 
 from __future__ import annotations
 
@@ -60,9 +60,44 @@ class Mlflow:
         """Logs the numbers of a row at its epoch."""
         if self.client is None:
             return
-        for key, value in row.items():
-            if key != "epoch" and isinstance(value, float | int) and value == value:
-                self.client.log_metric(self.run, key, float(value), step=int(row["epoch"]))
+        for key, value in _numbers(row).items():
+            self.client.log_metric(self.run, key, value, step=int(row["epoch"]))
+
+
+class TensorBoard:
+    """The same rows as events in `tensorboard/`, when TensorBoard is installed; see `tensorboard --logdir`.
+
+    Args:
+        folder: of the training; first: the epoch it begins or goes on with, later ones are dropped.
+    """
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self.writer: Any = None
+        if importlib.util.find_spec("tensorboard") is None:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+
+    def add(self, row: Mapping[str, float | int | str]) -> None:
+        """Writes the numbers of a row at its epoch."""
+        if self.writer is None:
+            return
+        for key, value in _numbers(row).items():
+            self.writer.add_scalar(key, value, int(row["epoch"]))
+        self.writer.flush()  # a training that is killed keeps what it told
+
+
+def trackers(
+    folder: Path, name: str, settings: Mapping[str, object], first: int
+) -> list[Mlflow | TensorBoard]:
+    """All that keeps rows of a training beside its CSV file, each where its package is installed."""
+    return [Mlflow(folder, name, settings), TensorBoard(folder, first)]
+
+
+def _numbers(row: Mapping[str, float | int | str]) -> dict[str, float]:
+    numbers = {k: float(v) for k, v in row.items() if isinstance(v, float | int) and k != "epoch"}
+    return {key: value for key, value in numbers.items() if value == value}
 
 
 class Clock:

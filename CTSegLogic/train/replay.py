@@ -10,6 +10,7 @@ import numpy as np
 from CTSegLogic.train.boxes import BoxSource
 from CTSegLogic.train.data import PatchBatch, PatchSource
 from CTSegLogic.train.ranks import Ranks
+from CTSegLogic.train.together import InTurn
 from CTSegLogic.values.card import Prepare
 from CTSegLogic.values.sized import Sized
 from CTSegLogic.values.task import Task
@@ -37,6 +38,8 @@ def patch_source(task: Task, prepare: Prepare, folder: Path, ranks: Ranks | None
     """The batches of a task, with replay where it asks for that."""
     if isinstance(prepare, Sized):
         return BoxSource(task, prepare, folder, ranks)
+    if task.together:
+        return InTurn(task, prepare, folder, ranks)
     kind = Rehearsed if task.rehearse else PatchSource
     return kind(task, prepare, folder, ranks)
 

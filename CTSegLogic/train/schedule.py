@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from CTSegLogic.train.published import is_published, rate, warm_after, warmup_of
 from CTSegLogic.values.task import Task
 
 _FALLS = ((0.66, 1.0), (0.86, 0.1), (float("inf"), 0.05))  # up to which share of the epochs, which factor
@@ -56,10 +57,11 @@ class Schedule:
         return f"epoch {epoch + 1} of {self.planned}"
 
     def lr(self, epoch: int, step: int) -> float:
-        """Learning rate of a step: linear warm-up, then polynomial decay to zero."""
+        """Learning rate of a step: linear warm-up, then polynomial decay to zero, or CL-Net's course."""
         task, at = self.task, self._place(epoch) + step / self.task.steps
-        # As published, a warm-up below one is a share of the epochs.
-        warmup = task.warmup * task.epochs if 0 < task.warmup < 1 else task.warmup
+        if is_published(task):
+            return rate(task, self.planned, at)
+        warmup = warmup_of(task)
         if at < warmup:
             return float(task.lr * max(at, 1.0 / task.steps) / warmup)
         return float(task.lr * (1 - (at - warmup) / max(self.planned - warmup, 1)) ** _POWER)
@@ -88,6 +90,9 @@ class Schedule:
 
     def end(self, epoch: int, row: dict[str, Any], state: Trained) -> None:
         """Takes note of an epoch that ended with `row`."""
+        del row
+        if warm_after(self.task, epoch):
+            state.optimizer.state.clear()  # as published: no moments of the warm-up after it
 
     def saved(self) -> dict[str, Any]:
         """All it knows, as tensors and plain containers."""
@@ -108,7 +113,7 @@ class Stepped(Schedule):
     def lr(self, epoch: int, step: int) -> float:
         """Learning rate of a step."""
         done = epoch / max(self.planned, 1)
-        warm = self.task.warmup * self.task.epochs if 0 < self.task.warmup < 1 else self.task.warmup
+        warm = warmup_of(self.task)
         at = epoch + step / self.task.steps
         rising = max(at, 1.0 / self.task.steps) / warm if at < warm else 1.0
         return float(self.task.lr * min(rising, 1.0) * next(f for until, f in _FALLS if done < until))

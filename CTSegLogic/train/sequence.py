@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from CTSegLogic.files.atomic import replaced
-from CTSegLogic.train.grow import checked, grow_table, read_table
+from CTSegLogic.train.grow import Way, checked, grow_table, read_table
 from CTSegLogic.values.card import Card, read_card
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.run import Run
@@ -186,4 +186,4 @@ def _learned(
 ) -> Card:
     if resume and (where / "card.json").is_file():
         return read_card(where / "card.json")
-    return grow_table(step, home, where, run, data=data, resume=resume)
+    return grow_table(step, home, where, run, Way(resume=resume), data=data)

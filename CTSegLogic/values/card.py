@@ -21,6 +21,7 @@ from CTSegLogic.values.supports import support_order
 FORMAT = 1
 SCORER = "bodypart"  # the system that scores slices instead of finding structures: it has no heads
 FINDERS, REFINERS = ("efficient", "rstn"), ("efficient", "rstn")  # systems of two stages
+START = "start"  # the system of weights that trainings start from: it has none either
 _SCHEMES = (
     "https://",
     "package:",
@@ -336,7 +337,7 @@ def _rules(card: Card) -> Iterator[tuple[bool, str]]:
     names = [head.name for head in card.heads]
     named = isinstance(card.name, str) and _NAME.fullmatch(card.name)
     yield not named, "the name is not lower-case letters, digits, . _ -"
-    yield not card.heads and card.system != SCORER, "it has no head"
+    yield not card.heads and card.system not in (SCORER, START), "it has no head"
     yield len(set(names)) != len(names), "two heads share a name"
     yield not set(card.modality) <= {"CT", "MR"} or not card.modality, "modality must list CT, MR or both"
     yield card.license.use not in ("any", "research", "non-commercial"), "license.use is unknown"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.errors import PromptUnknown
+from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.language import Understanding, understand
 from CTSegLogic.values.structures import (
     OUTLINE,
@@ -70,12 +71,15 @@ class Ask:
         points_ras: clicks, when there are any.
         phrase: the prompt in words.
         before: a mask (k, j, i) on the scan's grid that clicks correct, or None.
+        within: head -> the part of the scan in which it knows its way, or None when that is nowhere; heads
+            that are not listed look everywhere.
     """
 
     heads: tuple[tuple[Head, tuple[Structure, ...]], ...]
     points_ras: Points | None = None
     phrase: str = ""
     before: NDArray[np.bool_] | None = field(default=None, compare=False)
+    within: Mapping[str, Grid | None] = field(default_factory=dict, compare=False)
 
     @property
     def structures(self) -> tuple[Structure, ...]:

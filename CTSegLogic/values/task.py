@@ -58,7 +58,8 @@ class Task:
         warmup: epochs of rising learning rate, or their share of all when below 1 (CL-Net: 5 epochs).
         batch: patches per step (CL-Net: 2).
         patch_kji: voxels.
-        foreground: share of patches centred on the head's own labels (CL-Net: 0.35 falling to 0.30).
+        foreground: share of patches centred on the head's own labels (CL-Net: 0.35 falling to 0.30);
+            foreground_end: what it falls to by the last epoch, None for no fall.
         ema: decay of the averaged weights per step (CL-Net decoders: 0.99), or 0 for none.
         mirror: whether patches are flipped left-right with sided labels exchanged (CL-Net: no).
         train_encoder: True for the first head, which shapes the encoder; False keeps it frozen.
@@ -68,10 +69,17 @@ class Task:
         accumulate: parts of a batch that go through the network one after the other (less memory).
         teach: the system's own settings, see its learner.
         rehearse: older tasks some of whose cases are learned again; rehearse_share: share of such steps.
-        prune: True, or numbers of `train.prune.Prune`, to prune the head after its epochs.
+        prune: True, or numbers of `train.prune.Prune`, to prune the head after its epochs (CL-Net: on; here
+            off, since it needs cases to judge by and takes 65 epochs more).
         ema_from: epoch in which the averaged weights begin (CL-Net: 1); None for the first step, which they
             follow closely then, or for the end of pruning.
         supports: heads of the model whose outputs the new one reads; they stay as they are.
+        together: further heads that shape the encoder with this one, each with cases of its own; their
+            batches take turns. Epochs, steps, lr and all else that is not a head's own are this task's.
+        judge_training: judge on the training cases when no fold is kept aside (CL-Net's and nnU-Net's fold
+            "all"), as pruning needs to.
+        weight: of the head's loss among heads that learn together, only the ratio counts; None is its number
+            of structures (CL-Net).
     """
 
     head: str
@@ -86,6 +94,7 @@ class Task:
     warmup: float = 5
     batch: int = 2
     foreground: float = 0.5
+    foreground_end: float | None = None
     ema: float = 0.995
     mirror: bool = True
     train_encoder: bool = False
@@ -99,6 +108,9 @@ class Task:
     prune: Mapping[str, Any] | bool | None = None
     ema_from: int | None = None
     supports: tuple[str, ...] = ()
+    together: tuple[Task, ...] = ()
+    weight: float | None = None
+    judge_training: bool = False
 
     def __post_init__(self) -> None:
         names = [case.name for case in self.cases]
@@ -113,6 +125,15 @@ class Task:
             (not 0 < self.lr < 2, "lr must lie between 0 and 2"),
             (not 0 <= self.ema < 1, "ema must lie in 0..1"),
             (not 0 < self.rehearse_share < 1, "the share of replayed steps must lie between 0 and 1"),
+            (len({one.head for one in self.heads}) < len(self.heads), "two of its heads share a name"),
+            (
+                bool(self.together) and not self.train_encoder,
+                "`together` needs train_encoder",
+            ),
+            (bool(self.together and self.prune), "heads that learn together cannot be pruned"),
+            (any(one.together for one in self.together), "a head of `together` has a list of its own"),
+            ((self.weight or 0) < 0, "weight must not be below 0"),
+            (bool(self.together) and not sum(_weights(self).values()), "no head has a weight above 0"),
             (self.warmup < 0 or (self.ema_from or 0) < 0, "warmup and ema_from must not be below 0"),
             (
                 any(not set(c.mapping.values()) <= known for c in self.cases),
@@ -125,14 +146,36 @@ class Task:
                 )
 
     @property
+    def heads(self) -> tuple[Task, ...]:
+        """This task and those that learn together with it."""
+        return (self, *self.together)
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """What each head's loss is multiplied with; 1 on the mean of heads that learn together."""
+        own = _weights(self)
+        return {head: weight * len(own) / (sum(own.values()) or 1) for head, weight in own.items()}
+
+    @property
     def training(self) -> tuple[Case, ...]:
         """The cases to learn from."""
         return tuple(case for case in self.cases if case.fold != self.validation_fold)
 
+    def forced(self, epoch: int) -> float:
+        """The share of patches centred on labels in an epoch."""
+        end = self.foreground if self.foreground_end is None else self.foreground_end
+        return self.foreground + (end - self.foreground) * min(epoch / max(self.epochs - 1, 1), 1)
+
     @property
     def validation(self) -> tuple[Case, ...]:
-        """The cases kept aside to choose on."""
+        """The cases to choose on: those kept aside, or (`judge_training`) those learned from."""
+        if self.validation_fold is None and self.judge_training:
+            return tuple(case for case in self.cases if case.mapping)
         return tuple(case for case in self.cases if case.fold == self.validation_fold)
+
+
+def _weights(task: Task) -> dict[str, float]:
+    return {o.head: float(len(o.structures) if o.weight is None else o.weight) for o in task.heads}
 
 
 def settings_of(kind: type[SettingsT], task: Task) -> SettingsT:

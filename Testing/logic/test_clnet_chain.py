@@ -16,6 +16,7 @@ from CTSegLogic.train.clnet_clean import cleaned, outline, write_cleaned
 from CTSegLogic.train.clnet_json import parse_clnet, read_clnet
 from CTSegLogic.train.clnet_steps import Base, steps_of
 from CTSegLogic.train.curves import CURVES
+from CTSegLogic.train.grow import Way
 from CTSegLogic.train.places import Source
 from CTSegLogic.values.card import read_card
 from CTSegLogic.values.errors import TaskInvalid, Unteachable
@@ -99,10 +100,10 @@ def test_a_step_carries_what_the_file_says(a_data_set):
     )
     task = step.task
     assert (task.epochs, task.steps, task.lr, task.batch, task.seed) == (30, 7, 0.02, 4, 3)
-    assert task.foreground == pytest.approx(0.3)
+    assert [task.forced(epoch) for epoch in (0, 29, 99)] == pytest.approx([0.4, 0.2, 0.2])
     assert (task.warmup, task.ema, task.mirror, task.validation_fold) == (3, 0.0, False, 2)
     assert task.patch_kji == (16, 16, 16), "the model's own where the file is silent"
-    assert task.teach == {"decoder": {"base": 8, "convs": 3, "cap": 320}}
+    assert task.teach["decoder"] == {"base": 8, "convs": 3, "cap": 320}
     assert not task.train_encoder
     assert step.precision == "fp32"
     assert step.go_on
@@ -139,12 +140,31 @@ def test_pruning_and_supports_are_done_or_said_never_dropped(a_data_set):
         assert done != any(word in note for note in step.notes)
 
 
-def test_a_head_learned_from_all_cases_stays_dense_and_says_so(a_data_set):
-    """The released recipe: fold all and pruning, which then had nothing to be judged on."""
+def test_a_head_learned_from_all_cases_is_pruned_by_them_and_says_so(a_data_set):
+    """The released recipe: fold all and pruning, judged on what it was trained on."""
     setup = {"decoders": {"all": [0.5, 0.5, 0.01, 1]}}
     (step,) = steps({"A": 1}, a_data_set, model_training_setup=setup, fold="all")
-    assert not getattr(step.task, "prune", None)
-    assert any("keeps no case aside" in note for note in step.notes)
+    assert step.task.prune
+    assert step.task.validation == step.task.training
+    assert any("pruned by what it finds in its own training cases" in note for note in step.notes)
+
+
+def test_a_file_that_says_nothing_is_trained_as_published(a_data_set):
+    """Warm-up, averaged weights and pruning are on."""
+    plain = {"task": 1, "decoders": {"A": 1}, "decoders_to_train": ["all"]}
+    file = parsed({"clnet_general_encoder": "GE", "GE": GENERAL, "T": plain})
+    (step,) = steps_of(file, TINY, [a_data_set.parent])
+    task = step.task
+    assert (task.epochs, task.steps, task.batch, task.lr, task.weight_decay) == (1000, 256, 2, 3e-4, 3e-5)
+    assert (task.foreground, task.foreground_end, task.warmup, task.ema) == (0.35, 0.30, 5, 0.99)
+    assert (task.prune, task.ema_from, task.mirror) == (True, None, False), "the average begins after pruning"
+    assert task.teach == {
+        "schedule": "published",
+        "optimizer": "adam",
+        "amsgrad": True,
+        "encoder_ema": 0.0,
+    }
+    assert step.notes == ()
 
 
 def test_presets_fill_what_the_file_leaves_out(a_data_set):
@@ -179,8 +199,7 @@ def test_a_target_under_a_harmless_name_is_remarked_on(a_data_set):
         ({"decoders": {"A": 3}}, TaskInvalid, "label 3, which its data set lacks"),
         ({"fold": 7}, TaskInvalid, "fold 7, which holds no case"),
         ({"task": "Task009_None"}, TaskInvalid, "no data set 'Task009_None'"),
-        ({"finetune_encoder": True}, Unteachable, "fine-tunes the frozen encoder"),
-        ({"full_network": True}, Unteachable, "decoder of its own inside"),
+        ({"full_network": True}, Unteachable, "decoder of its own inside, and the model's has none"),
         ({"model_training_setup": {"decoders": {"A": [0.1, 0.2]}}}, TaskInvalid, "trains no head"),
     ],
     ids=lambda value: str(value)[:40],
@@ -196,13 +215,11 @@ def test_two_labels_of_one_structure_in_one_head_are_refused(a_data_set):
         steps({"A": [1, 2]}, a_data_set, own=own)
 
 
-def test_a_trained_encoder_is_not_trained_again_nor_by_two_heads(a_data_set):
+def test_a_trained_encoder_is_not_trained_again(a_data_set):
     block = {"task": 1, "decoders": {"A": 1, "B": 2}, "decoders_to_train": ["all"]}
     file = parsed({"clnet_general_encoder": "GE", "GE": block})
     with pytest.raises(Unteachable, match="the model to grow has one"):
         steps_of(file, TINY, [a_data_set.parent])
-    with pytest.raises(Unteachable, match="with 2 heads at once"):
-        steps_of(file, replace(TINY, trained=False), [a_data_set.parent])
 
 
 def test_a_chain_grows_one_card_and_keeps_every_old_byte(a_data_set, a_tiny_card, tmp_path, capsys):
@@ -257,7 +274,7 @@ def test_a_chain_may_start_with_its_general_encoder(a_data_set, tmp_path):
     path = tmp_path / "own.json"
     path.write_text(json.dumps(table))
     said = []
-    wish = Wish(data=a_data_set.parent, prepared=tmp_path / "cache")
+    wish = Wish(data=a_data_set.parent, way=Way(prepared=tmp_path / "cache"))
     card = grow_all(path, tmp_path / "out", Run(device="cpu"), wish, said.append)
     assert [head.name for head in card.heads] == ["First", "Second"]
     assert card.prepare.spacing_mm == (4.0, 4.0, 4.0)

@@ -155,7 +155,7 @@ def test_a_damaged_old_file_is_seen_in_the_report(a_tiny_card):
         (other / f"{name}.safetensors").write_bytes(raw if name != "livers" else raw[:-1] + b"x")
     (other / "card.json").write_text(a_tiny_card.to_json(), encoding="utf-8")
     grown = find_card(str(other))
-    assert _carried(a_tiny_card, grown, "balls") == {"encoder": True, "kidneys": True, "livers": False}
+    assert _carried(a_tiny_card, grown, {"balls"}) == {"encoder": True, "kidneys": True, "livers": False}
 
 
 def test_a_file_called_stop_ends_a_training_and_resume_goes_on(a_lesson, an_empty_home, capsys):

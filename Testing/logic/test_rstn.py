@@ -20,7 +20,7 @@ from CTSegLogic.systems.rstn.fusion import fused, largest_parts, threshold
 from CTSegLogic.systems.rstn.model import mask_of, placed
 from CTSegLogic.systems.rstn.rounds import Sight
 from CTSegLogic.systems.rstn.settings import Settings, planes_of
-from CTSegLogic.systems.rstn.slices import Votes, cut, paste, triples, widened
+from CTSegLogic.systems.rstn.slices import Votes, cut, triples, widened
 from CTSegLogic.values.errors import CardInvalid, SettingInvalid
 from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.prediction import prediction_of
@@ -122,13 +122,15 @@ def test_the_published_third_keeps_a_slice_that_one_triple_saw_below_half():
 
 
 @pytest.mark.parametrize("ranges", [[(2, 5), (1, 4)], [(-2, 3), (3, 9)], [(-3, 12), (-1, 7)]])
-def test_pasting_undoes_cutting(ranges):
+def test_a_cut_beyond_the_rim_holds_zeros_or_the_edge(ranges):
     x = torch.randn(2, 8, 6)
-    back = paste(cut(x, ranges, edge=False), ranges, (8, 6))
+    part = cut(x, ranges, edge=False)
+    assert part.shape[1:] == tuple(b - a for a, b in ranges)
     inside = tuple(slice(max(a, 0), b) for a, b in ranges)
-    assert torch.equal(back[:, *inside], x[:, *inside])
-    back[:, *inside] = 0
-    assert not back.any()
+    there = tuple(slice(max(-a, 0), min(b, n) - a) for (a, b), n in zip(ranges, (8, 6), strict=True))
+    assert torch.equal(part[:, *there], x[:, *inside])
+    part[:, *there] = 0
+    assert not part.any()
     assert torch.equal(cut(x, [(-1, 3), (0, 6)], edge=True)[:, 0], x[:, 0])
 
 

@@ -33,6 +33,7 @@ from CTSegLogic.systems.clnet.many import (
     Claims,
     concluded,
     groups_of,
+    keep_within,
     kept,
     merged_heads,
     merger_of,
@@ -99,6 +100,7 @@ class ClNet(Model):
             )
             for head, _, decoder in decoders
         ]
+        keep_within(ask, readouts, merged, work)
         most = self.most_channels(work, readouts, run)
         passes = passes_of(groups_of(ask, merged), [r.channels for r in readouts], most)
         merger = merger_of(ask, readouts, merged, among, len(passes))

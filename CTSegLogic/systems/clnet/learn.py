@@ -1,11 +1,13 @@
-"""Teaching one head of CL-Net beside those that are there.
+"""Teaching a head of CL-Net beside those that are there, or several that shape the encoder together.
 
 How the encoder takes part (`teach: {"method": ...}` in a task file; its other keys are in lesson.py):
 
     frozen   not at all: whatever was known stays bit for bit (the default)
     lora     it stays; a low-rank change of its convolutions (`rank`) belongs to the new head alone
+    own      it stays; a copy of it learns with the new head and belongs to that alone (`finetune_encoder`)
     replay   it moves; old heads move along on cases kept from their training (`replay` in the task file)
     naive    it moves and old heads are left behind: the baseline that forgets
+    continue with `train_encoder`: a trained encoder goes on learning with every head that the model has
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ from CTSegLogic.engine.loss import deep_loss
 from CTSegLogic.engine.window import slide
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.weights import carried, file_spec
-from CTSegLogic.nets.clnet import Decoder
+from CTSegLogic.nets.clnet import Decoder, Encoder
 from CTSegLogic.systems.clnet.lesson import (
+    CONTINUE,
     FREE,
     design_for,
     head_of,
@@ -37,7 +40,7 @@ from CTSegLogic.systems.clnet.lesson import (
     refuse_moving,
     with_head,
 )
-from CTSegLogic.systems.clnet.lora import PREFIX, Lora
+from CTSegLogic.systems.clnet.lora import Lora
 from CTSegLogic.systems.clnet.model import (
     ENCODER,
     Model,
@@ -46,6 +49,7 @@ from CTSegLogic.systems.clnet.model import (
     readout_of,
     with_decoder,
 )
+from CTSegLogic.systems.clnet.own import Own
 from CTSegLogic.systems.tensors import load_strictly, weights_of, write_compactly, write_tensors
 from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.errors import TaskInvalid
@@ -58,40 +62,45 @@ _RANK = 4
 
 
 class ClNetLearner:
-    """Teaches one head (see the module's text); the first head of a card shapes the encoder."""
+    """Teaches one head (see the module's text); the first heads of a card shape the encoder."""
 
     def __init__(self, system: Model, task: Task) -> None:
         self.system, self.task, self.prepare = system, task, system.card.prepare
         card, teach = system.card, task.teach
         self.method = method_of(task, card)
         self.moves = task.train_encoder or self.method in FREE
-        self.design = design_for(task, card, self.method)
-        self.head = head_of(task, card)
-        check_patch(system.net.plan, task.patch_kji, TaskInvalid)
+        for one in task.heads:
+            check_patch(system.net.plan, one.patch_kji, TaskInvalid)
+            self.design = design_for(one, card, self.method)
+        self.heads = {one.head: head_of(one, card) for one in task.heads}
+        self.head = self.heads[task.head]
         self.rehearsed = {old.head: system.decoder(known_head(card, old, old.head)) for old in task.rehearse}
-        refuse_moving(card, self.method, [name for name in self.rehearsed if name in system.adapted])
-        start = (
-            dict(system.decoder(known_head(card, task, teach["start"])).state_dict())
-            if "start" in teach
-            else {}
-        )
-        as_before = card.network.get("decoders", {}).get(teach.get("start"), {})
-        self.card = with_decoder(card, task.head, teach.get("decoder", as_before))
+        starts = {one.head: _start(system, one) for one in task.heads}
+        moved = [*self.rehearsed, *(self.heads if self.method == CONTINUE else ())]
+        refuse_moving(card, self.method, [name for name in moved if name in system.adapted])
+        self.card = card
+        for one in task.heads:
+            as_before = card.network.get("decoders", {}).get(one.teach.get("start"), {})
+            self.card = with_decoder(self.card, one.head, one.teach.get("decoder", as_before))
         for supporter in task.supports:
             system.decoder(card.head(supporter))
         read = {name: system.net.supporters.get(name, ()) for name in system.net.decoders}
         self.below = support_order(read, task.supports)  # of the heads run beside the one that learns
         torch.manual_seed(task.seed)
-        if task.train_encoder:
+        if task.train_encoder and self.method != CONTINUE:
             system.net.encoder = type(system.net.encoder)(system.net.plan).to(system.device)
-        self.decoder = self._decoder(start)
-        for part in (self.decoder, *self.rehearsed.values()):
+        self.decoders = {one.head: self._decoder(one, starts[one.head]) for one in task.heads}
+        self.decoder = self.decoders[task.head]
+        for part in (*self.decoders.values(), *self.rehearsed.values()):
             part.requires_grad_(True)
         system.net.encoder.requires_grad_(self.moves)
-        self.lora: Lora | None = None
-        system.adapted.pop(task.head, None)
+        before = system.adapted.pop(task.head, None)
+        self.lora: Lora | Own | None = None
         if self.method == "lora":
             self.lora = Lora(system.net.encoder, int(teach.get("rank", _RANK))).to(system.device)
+        elif self.method == "own":
+            self.lora = Own(before if isinstance(before, Encoder) else system.net.encoder).to(system.device)
+        if self.lora is not None:
             system.adapted[task.head] = functools.partial(self.lora, system.net.encoder)
 
     def prunable(self) -> list[nn.Parameter]:
@@ -104,14 +113,20 @@ class ClNetLearner:
         return self.decoder.plan.base
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The decoder's tensors, and whatever else moves by the method."""
+        """The decoders' tensors, and whatever else moves by the method."""
         if self.moves:
             yield from self.system.net.encoder.parameters()
-        yield from self.decoder.parameters()
-        for decoder in self.rehearsed.values():
+        for decoder in (*self.decoders.values(), *self.rehearsed.values()):
             yield from decoder.parameters()
         if self.lora is not None:
             yield from self.lora.parameters()
+
+    def paces(self) -> list[float]:
+        """The decay of each tensor's average: the encoder may have one of its own (`encoder_ema`)."""
+        own = float(self.task.teach.get("encoder_ema", self.task.ema))
+        encoders = {id(p) for p in self.system.net.encoder.parameters()}
+        encoders |= {id(p) for p in self.lora.parameters()} if isinstance(self.lora, Own) else set()
+        return [own if id(p) in encoders else self.task.ema for p in self.parameters()]
 
     def loss(self, batch: Batch) -> Tensor:
         """Dice and cross-entropy over all decoder levels."""
@@ -123,15 +138,19 @@ class ClNetLearner:
         with torch.no_grad():  # supporters only tell
             logits = self.system.net.told(shared, self.below, self.system.own_skips(self.below, image))
         others = self.system.net.others(self.head.name, logits)
-        decoder = self.rehearsed.get(batch.head, self.decoder)
+        decoder = {**self.rehearsed, **self.decoders}.get(batch.head, self.decoder)
         return deep_loss(decoder(skips, others), batch.labels.to(device), batch.annotated.to(device))
 
     def labels(self, image: NDArray[Any], run: Run) -> NDArray[np.unsignedinteger[Any]]:
         """Channel numbers found in an unscaled image on the working grid (validation)."""
-        grid = Grid.of(image.shape[1:])
-        readout = readout_of(self.decoder, self.head, grid, grid, "nearest")
+        return self.labels_by(self.head.name, image, run)
+
+    def labels_by(self, head: str, image: NDArray[Any], run: Run) -> NDArray[np.unsignedinteger[Any]]:
+        """The same of one of the heads that learn together."""
+        grid, decoder = Grid.of(image.shape[1:]), self.decoders[head]
+        readout = readout_of(decoder, self.heads[head], grid, grid, "nearest")
         tiling = self.system.tiled(grid, [readout], run).tiling
-        predict = self.system.once([(self.head, (), self.decoder)], [readout])
+        predict = self.system.once([(self.heads[head], (), decoder)], [readout])
         with torch.inference_mode(), autocast(self.system.device, run):
             slide(
                 torch.from_numpy(scaled(self.prepare.intensity, image)).to(self.system.device),
@@ -152,25 +171,27 @@ class ClNetLearner:
     def keep(self, folder: Path) -> Card:
         """Writes what has changed, carries the frozen files over byte for byte, and writes the new card."""
         card = self.card
-        old = [head for head in card.heads if head.name != self.head.name]
+        old = [head for head in card.heads if head.name not in self.heads]
         frozen = [head.file for head in old if head.name not in self.rehearsed]
         encoder = card.encoder or ENCODER
         files = carried(card, [*([] if self.moves else [encoder]), *frozen], folder)
         if self.moves:
             write_tensors(self.system.net.encoder, folder / f"{encoder}.safetensors")
             files[encoder] = file_spec(folder / f"{encoder}.safetensors")
-        changed = {self.head.file: self.decoder}
+        changed = {head.file: self.decoders[head.name] for head in self.heads.values()}
         changed |= {card.head(name).file: decoder for name, decoder in self.rehearsed.items()}
         for name, decoder in changed.items():
-            own = {PREFIX: self.lora} if self.lora is not None and decoder is self.decoder else None
+            own = {self.lora.prefix: self.lora} if self.lora is not None and decoder is self.decoder else None
             write_compactly(decoder, folder / f"{name}.safetensors", beside=own)
             files[name] = file_spec(folder / f"{name}.safetensors")
-        measured = {"weights": {**weights_of(self.decoder), "bytes": files[self.head.file].bytes}}
-        self.head = replace(self.head, measured=measured)
+        grown = card
+        for head in self.heads.values():
+            weights = {**weights_of(self.decoders[head.name]), "bytes": files[head.file].bytes}
+            kept = replace(head, measured={"weights": weights})
+            # The stand-in of a card without heads gives way to the first of them.
+            grown = replace(grown, heads=with_head(grown, kept), files=files)
         grown = replace(
-            card,
-            heads=with_head(card, self.head),
-            files=files,
+            grown,
             network=self._network(),
             encoder=encoder,
             folder=folder,
@@ -180,9 +201,9 @@ class ClNetLearner:
             part.write_text(grown.to_json(), encoding="utf-8")
         return grown
 
-    def _decoder(self, start: dict[str, Tensor]) -> Decoder:
-        """The head's decoder, random or with the tensors to start from."""
-        system, task = self.system, self.task
+    def _decoder(self, task: Task, start: dict[str, Tensor]) -> Decoder:
+        """A head's decoder, random or with the tensors to start from."""
+        system = self.system
         plan = decoder_plan(self.card, len(task.structures) + 1, task.head)
         decoder = system.net.add(task.head, plan, task.supports, self.design).to(system.device)
         if start:
@@ -195,3 +216,10 @@ class ClNetLearner:
         if not self.moves or not left:
             return ()
         return (f"The encoder was changed for {self.head.name}; {', '.join(left)} were not taught again.",)
+
+
+def _start(system: Model, task: Task) -> dict[str, Tensor]:
+    """The tensors of the head that a task goes on from, or none."""
+    if "start" not in task.teach:
+        return {}
+    return dict(system.decoder(known_head(system.card, task, task.teach["start"])).state_dict())

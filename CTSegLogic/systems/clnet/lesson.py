@@ -1,11 +1,15 @@
 """What a CL-Net task asks for, checked against itself and the card before anything is learned.
 
 A task's `teach` may hold
-    "method": "frozen" | "lora" | "replay" | "naive"    how the encoder takes part, see learn.py; "rank"
+    "method": "frozen" | "lora" | "own" | "replay" | "naive" | "continue"    how the encoder takes part, see
+                                                        learn.py; "rank" of "lora"
     "decoder": {"base": 8, "convs": 1, "join": "add"}   numbers of this head's own decoder, see DecoderPlan
     "start": HEAD                                       go on from that head's weights instead of random ones
     "narrow": {...}                                     see narrow.py
     "support": "feature" | "logits"                     how it reads the heads of `supports`
+    "schedule": "published"                             CL-Net's own course of the learning rate
+    "optimizer": "adamw" | "adam" | "sgd", "amsgrad"    AdamW without amsgrad is the default
+    "encoder_ema": 0.999                                decay of a moving encoder's average; `ema` by default
 """
 
 from __future__ import annotations
@@ -19,9 +23,11 @@ from CTSegLogic.values.errors import CardInvalid, TaskInvalid, Unteachable
 from CTSegLogic.values.supports import support_order
 from CTSegLogic.values.task import Task, only_known
 
-METHODS = ("frozen", "lora", "replay", "naive")
+CONTINUE = "continue"
+METHODS = ("frozen", "lora", "own", "replay", "naive", CONTINUE)
 FREE = ("replay", "naive")  # the encoder moves
-_TEACH = {"method", "rank", "decoder", "start", "narrow", "support"}
+_TEACH = {"method", "rank", "decoder", "start", "narrow", "support", "schedule", "optimizer", "amsgrad"}
+_TEACH |= {"encoder_ema"}
 
 
 def method_of(task: Task, card: Card) -> str:
@@ -33,16 +39,33 @@ def method_of(task: Task, card: Card) -> str:
     """
     method = str(task.teach.get("method", "frozen"))
     only_known(task.teach, _TEACH)
+    for one in task.together:
+        only_known(one.teach, {"decoder", "start"}, f"teach of {one.head!r}")
     if method not in METHODS:
         raise TaskInvalid(
             seen=f"There is no way of learning {method!r}.", hint=f"Choose one of {', '.join(METHODS)}."
         )
-    if task.train_encoder and any(head.name != task.head for head in card.heads):
+    if (
+        task.teach.get("schedule", "published") != "published"
+        or not 0 <= task.teach.get("encoder_ema", 0) < 1
+    ):
+        raise TaskInvalid(
+            seen="`teach` has a `schedule` or an `encoder_ema` that does not exist.",
+            hint='`schedule` is "published" or left out, `encoder_ema` lies in 0..1.',
+        )
+    taught = {one.head for one in task.heads}
+    others = [head.name for head in card.heads if head.name not in taught]
+    if task.train_encoder and others:
         raise Unteachable(
-            seen=f"The encoder of {card.name} already carries other heads.",
+            seen=f"The encoder of {card.name} already carries other heads: {', '.join(others)}.",
             hint="Set train_encoder to false: changing it would change what they find.",
         )
-    if task.train_encoder and method != "frozen":
+    if method == CONTINUE and not (task.train_encoder and card.encoder):
+        raise TaskInvalid(
+            seen=f"{method!r} goes on with a trained encoder and all heads on it.",
+            hint="Set train_encoder to true, and name every head of the model in `head` and `together`.",
+        )
+    if task.train_encoder and method not in ("frozen", CONTINUE):
         raise TaskInvalid(
             seen=f"A first head shapes the encoder; {method!r} is for later ones.",
             hint="Leave `method` out, or set train_encoder to false.",

@@ -23,6 +23,8 @@ PREFIX = "lora."
 class Lora(nn.Module):
     """Two small matrices per convolution of an encoder, named as the convolution with dots made dashes."""
 
+    prefix = PREFIX
+
     def __init__(self, encoder: Encoder, rank: int) -> None:
         super().__init__()
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()

@@ -65,9 +65,30 @@ def widened(card: Card, ask: Ask) -> Ask:
         mine = asked.get(head.name, ())
         if head.activation == "softmax":
             mine = tuple(wanted[key] for key in head.structures if key in wanted)
-        if mine:
+        # A head joins where it knows its way; see `window_in`.
+        lost = head.name in ask.within and ask.within[head.name] is None
+        if mine and not lost:
             heads.append((head, mine))
     return replace(ask, heads=tuple(heads))
+
+
+def window_in(within: Grid | None, work: Grid) -> tuple[int, int] | None:
+    """The first slice of the working grid inside a part of the scan, and the one after the last."""
+    if within is None:
+        return None
+    corners = [(k, j, i) for k in (0, 1) for j in (0, 1) for i in (0, 1)]
+    ends = np.array(corners) * (np.array(within.shape) - 1)
+    # Voxel centres of the part: a slice of the working grid between them belongs to it.
+    at = work.index(within.world(ends))[:, 0]
+    first, last = int(np.floor(at.min() + 0.5)), int(np.ceil(at.max() - 0.5))
+    return max(first, 0), min(max(last, first) + 1, work.shape[0])
+
+
+def keep_within(ask: Ask, readouts: Sequence[Readout], merged: frozenset[str], work: Grid) -> None:
+    """Lets heads that answer together be heard only in the part of the scan that each knows."""
+    for (head, _), readout in zip(ask.heads, readouts, strict=True):
+        if head.name in merged:
+            readout.window_k = window_in(ask.within.get(head.name), work)
 
 
 def merged_heads(ask: Ask, run: Run, among: Sequence[Structure] = ()) -> frozenset[str]:

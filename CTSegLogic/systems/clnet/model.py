@@ -19,6 +19,7 @@ from CTSegLogic.nets.blocks import classes
 from CTSegLogic.nets.clnet import SUPPORTED, ContinualNet, Decoder, DecoderPlan, Plan, plan_from
 from CTSegLogic.systems.clnet.folds import gathered
 from CTSegLogic.systems.clnet.lora import lora_from
+from CTSegLogic.systems.clnet.own import own_from
 from CTSegLogic.systems.tensors import load_strictly, read_tensors
 from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.errors import CardInvalid, CTSegError
@@ -55,11 +56,11 @@ class Model:
             tensors = read_tensors(path)
             plan = decoder_plan(self.card, len(head.structures) + 1, head.name)
             self.net.add(head.name, plan, head.supports, design_of(self.card, head.name))
-            lora = lora_from(self.net.encoder, tensors)
+            change = lora_from(self.net.encoder, tensors) or own_from(self.net.encoder, tensors)
             decoder = gathered(self.net, head.name, tensors)
             load_strictly(decoder, tensors, f"{self.card.name}'s head {head.name}")
-            if lora is not None:
-                self.adapted[head.name] = lora.to(self.device).merged(self.net.encoder)
+            if change is not None:
+                self.adapted[head.name] = change.to(self.device).merged(self.net.encoder)
             decoder.to(self.device).eval().requires_grad_(False)
             self.sums[head.file] = file_sha256(path)
         decoder = self.net.decoders[head.name]

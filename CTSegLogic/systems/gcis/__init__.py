@@ -24,7 +24,16 @@ from CTSegLogic.engine.window import slide
 from CTSegLogic.files.shelf import Shelf
 from CTSegLogic.files.weights import threads_named
 from CTSegLogic.systems.gcis.learn import GcisLearner
-from CTSegLogic.systems.gcis.model import Model, Pathway, check_patch, concerns, streams, tiled
+from CTSegLogic.systems.gcis.model import (
+    Mirrored,
+    Model,
+    Pathway,
+    check_patch,
+    concerns,
+    streams,
+    tiled,
+    twins_of,
+)
 from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.errors import SettingInvalid
 from CTSegLogic.values.grid import Grid
@@ -85,6 +94,15 @@ class Gcis(Model):
         """A learner of prompts (see systems/gcis/learn.py)."""
         return GcisLearner(self, task, run)
 
+    def _network(self, heads: list[Head], ways: list[Pathway], run: Run) -> torch.nn.Module:
+        """The network of some prompts, averaged with its answers for mirror images in the best quality."""
+        if run.quality != "best":
+            return streams(self, heads, ways)
+        both, twins = twins_of(heads, self.card)
+        more = [self.pathway(head) for head in both[len(heads) :]]
+        side = next(n for n, letter in enumerate(self.card.prepare.code) if letter in "LR")
+        return Mirrored(streams(self, both, [*ways, *more]), twins, side - 3)
+
     def _swept(
         self, image: torch.Tensor, work: Grid, scan: Grid, heads: list[Head], ways: list[Pathway], run: Run
     ) -> tuple[Readout, MemoryPlan, Accelerated]:
@@ -96,10 +114,11 @@ class Gcis(Model):
         )
         watch([readout], run)
         plan = tiled(self, work, count, run)
-        network = streams(self, heads, ways)
+        network = self._network(heads, ways, run)
         occupied = image.amax(0) > float(image.min()) + _EMPTY
         names = dict.fromkeys((self.card.encoder, *(head.file for head in heads)))
         of = {**{name: self.sums[name] for name in names}, "pathways": str([w.program for w in ways])}
+        of |= {"mirrored": str(network.network.ways)} if isinstance(network, Mirrored) else {}
         with self.accelerator.settled(plan), torch.inference_mode():
             fast = self.accelerator.use(network, image, [readout], plan, run, of=of, occupied=occupied)
             with autocast(self.device, run):

@@ -26,7 +26,7 @@ from CTSegLogic.engine.loss import softmax_dice_ce
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.window import slide
 from CTSegLogic.files.atomic import replaced
-from CTSegLogic.files.weights import carried, file_spec
+from CTSegLogic.files.weights import cards, carried, ensure, file_spec, find_card
 from CTSegLogic.nets.gcis import POSITIONS, ROUTED, Decoder, Encoder, Program, single_path
 from CTSegLogic.systems.gcis.layouts import taken
 from CTSegLogic.systems.gcis.model import (
@@ -43,7 +43,7 @@ from CTSegLogic.systems.gcis.model import (
 from CTSegLogic.systems.gcis.routing import choices, imbalance
 from CTSegLogic.systems.gcis.tuning import tuning_of
 from CTSegLogic.systems.tensors import load_strictly, write_tensors
-from CTSegLogic.values.card import Card, Head
+from CTSegLogic.values.card import START, Card, Head
 from CTSegLogic.values.errors import TaskInvalid, Unteachable
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.run import Run
@@ -69,7 +69,7 @@ class GcisLearner:
         self.decoder = self._decoder().to(self.device)
         self.initialised: dict[str, Any] = dict(model.card.network.get("initialised", {}))
         if self.tuning.initialise:
-            self._initialise(Path(self.tuning.initialise))
+            self._initialise(started_from(self.tuning.initialise))
         self._freeze()
         self.routed = bool(self.decoder.plan.paths)
         self.texts = (
@@ -267,6 +267,19 @@ class GcisLearner:
         if self.tuning.precision == "auto":
             return contextlib.nullcontext()
         return autocast(self.device, replace(self.run, precision=self.tuning.precision))
+
+
+def started_from(named: str) -> Path:
+    """The checkpoint of that path, or of an installed card of that name that trainings start from."""
+    if Path(named).is_file() or named not in cards():
+        return Path(named)
+    card = find_card(named)
+    if card.system != START:
+        raise TaskInvalid(
+            seen=f"{named} is a model of the system {card.system!r}, not weights to start from.",
+            hint="Name a checkpoint, or one of swinunetr-base, swinunetr-small, swinunetr-tiny, swinvit.",
+        )
+    return next(iter(ensure(card).values()))
 
 
 class _Whole(nn.Module):

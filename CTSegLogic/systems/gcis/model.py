@@ -243,6 +243,52 @@ def streams(model: Model, heads: Sequence[Head], ways: Sequence[Pathway]) -> Str
     return Streams(model.encoder, [(model.decoder(file), programs) for file, programs in parts.items()])
 
 
+class Mirrored(nn.Module):
+    """The mean of a network's answers for tiles and for their mirror images.
+
+    A mirror image exchanges sides, so it is asked for the twin of each sided prompt: the left kidney of the
+    scan is the right one of its image.
+
+    Args:
+        network: of the prompts, and of the twins that were not asked for behind them.
+        twins: the place of each asked prompt's twin; its own place for one without sides, -1 where no prompt
+            of the model finds the twin and the scan alone answers.
+        axis: of the tiles (B, C, *patch) that runs from side to side.
+    """
+
+    def __init__(self, network: Streams, twins: Sequence[int], axis: int) -> None:
+        super().__init__()
+        self.network, self.axis = network, axis
+        own = range(len(twins))
+        self.twins = [n if twin < 0 else twin for n, twin in zip(own, twins, strict=True)]
+        self.alone = [n for n, twin in zip(own, twins, strict=True) if twin < 0]
+
+    def forward(self, tiles: Tensor) -> list[Tensor]:
+        (plain,) = self.network(tiles)
+        (image,) = self.network(tiles.flip(self.axis))
+        plain, image = plain[:, : len(self.twins)], image.flip(self.axis)[:, self.twins]
+        mean = (plain + image) / 2
+        if self.alone:
+            mean[:, self.alone] = plain[:, self.alone]
+        return [mean]
+
+
+def twins_of(heads: Sequence[Head], card: Card) -> tuple[list[Head], list[int]]:
+    """The heads and those of their twins that are not among them, and for each of the first the place of its
+    twin; see `Mirrored`."""
+    words, able = card.vocabulary, {head.structures[0]: head for head in card.heads}
+    both, places = list(heads), []
+    for head in heads:
+        twin = able.get(words[head.structures[0]].mirrored_key)
+        if twin is None:
+            places.append(-1)
+            continue
+        names = [one.name for one in both]
+        both += [] if twin.name in names else [twin]
+        places.append([one.name for one in both].index(twin.name))
+    return both, places
+
+
 def tiled(model: Model, work: Grid, channels: int, run: Run) -> MemoryPlan:
     """Tiles and memory of a run of a model over a working grid, with so many channels in the ring."""
     prepare = model.card.prepare

@@ -31,8 +31,9 @@ class Tuning:
         prompts: asked of each patch in one step, which shares the encoder; 1 as published.
         phrases: what a structure is prompted by, where that is not its name.
         path_selection: seven indices from 1 for a single prompt; its routers' choice when empty.
-        initialise: a checkpoint (Swin UNETR, its self-supervised transformer, gCIS) whose tensors are taken
-            where names and shapes agree; the count is written into the card.
+        initialise: a checkpoint (Swin UNETR, its self-supervised transformer, gCIS) or an installed card of
+            such ("swinunetr-base", "-small", "-tiny", "swinvit") whose tensors are taken where names and
+            shapes agree; the count is written into the card.
         recompute: activations are computed again for gradients instead of kept: less memory, more time.
         precision: of the steps, against that of the run.
     """

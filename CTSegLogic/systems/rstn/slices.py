@@ -66,19 +66,6 @@ def cut(x: Tensor, ranges: Sequence[Range], *, edge: bool) -> Tensor:
     return x
 
 
-def paste(part: Tensor, ranges: Sequence[Range], shape: Sequence[int]) -> Tensor:
-    """The inverse of `cut`: zeros of `shape` (last axes) with the part where it was cut; what lay beyond is
-    dropped."""
-    out = part.new_zeros(*part.shape[: part.dim() - len(ranges)], *shape)
-    here, there = [], []
-    for (start, stop), size in zip(ranges, shape, strict=True):
-        low, high = max(start, 0), min(stop, size)
-        here.append(slice(low, max(high, low)))
-        there.append(slice(low - start, max(high, low) - start))
-    out[(..., *here)] = part[(..., *there)]
-    return out
-
-
 def widened(low: int, high: int, size: int, multiple: int) -> Range:
     """A range of a multiple of voxels around low..high, centred and then moved into 0..size where it fits.
 
