@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import phantoms
 import pytest
-from tiny import KEYS, NETWORK, tiny_prepare
+from tiny import a_clnet_model, balls_in
 
-from CTSegLogic.values.card import Card, Head, License
+from CTSegLogic.values.card import Card
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.volume import Volume
 
@@ -68,70 +68,13 @@ def an_axial_ct() -> Volume:
 @pytest.fixture
 def a_tiny_card(tmp_path) -> Card:
     """A CL-Net with random weights and two heads, written as a model on disk."""
-    import torch
-
-    from CTSegLogic.files.weights import file_spec
-    from CTSegLogic.nets.clnet import ContinualNet, DecoderPlan, plan_from
-    from CTSegLogic.systems.tensors import write_tensors
-
-    torch.manual_seed(0)
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    net = ContinualNet(plan_from(NETWORK["encoder"]))
-    write_tensors(net.encoder, folder / "encoder.safetensors")
-    heads = {"kidneys": KEYS[:2], "livers": KEYS[2:]}
-    for name, keys in heads.items():
-        decoder = net.add(name, DecoderPlan(outputs=len(keys) + 1, **NETWORK["decoder"]))
-        write_tensors(decoder, folder / f"{name}.safetensors")
-    card = Card(
-        name="tiny",
-        version="1.0",
-        title="a tiny test model",
-        system="clnet",
-        modality=("CT",),
-        heads=tuple(Head(name=name, structures=keys, file=name) for name, keys in heads.items()),
-        prepare=tiny_prepare(),
-        files={name: file_spec(folder / f"{name}.safetensors") for name in ("encoder", *heads)},
-        license=License(name="Apache-2.0"),
-        encoder="encoder",
-        network=NETWORK,
-        folder=folder,
-    )
-    (folder / "card.json").write_text(card.to_json(), encoding="utf-8")
-    return card
+    return a_clnet_model(tmp_path / "tiny")
 
 
 @pytest.fixture(scope="session")
 def a_data_set(tmp_path_factory):
     """An nnU-Net folder of five phantoms with two balls each, and two test cases."""
-    import json
-
-    from CTSegLogic.files.segfile import write_nifti
-
-    folder = tmp_path_factory.mktemp("data") / "Task001_Balls"
-    rng = np.random.default_rng(0)
-    for part, count in (("Tr", 5), ("Ts", 2)):
-        for kind in ("images", "labels"):
-            (folder / f"{kind}{part}").mkdir(parents=True)
-        for n in range(count):
-            grid = phantoms.tilted_grid((24, 28, 32), (4, 4, 4))
-            shift = rng.uniform(-6, 6, 3)
-            balls = (
-                phantoms.Ball(tuple(np.array([-30, 0, 0]) + shift), 16, 150.0),
-                phantoms.Ball(tuple(np.array([30, 0, 0]) + shift), 16, 350.0),
-            )
-            labels = np.zeros(grid.shape, np.uint8)
-            for value, ball in enumerate(balls, start=1):
-                labels[phantoms.inside(ball, grid)] = value
-            write_nifti(
-                phantoms.ct_of(grid, balls, noise=10).array[0],
-                grid,
-                folder / f"images{part}/c{n}_0000.nii.gz",
-            )
-            write_nifti(labels, grid, folder / f"labels{part}/c{n}.nii.gz")
-    table = {"labels": {"0": "background", "1": "kidney_left", "2": "kidney_right"}, "modality": {"0": "CT"}}
-    (folder / "dataset.json").write_text(json.dumps(table))
-    return folder
+    return balls_in(tmp_path_factory.mktemp("data") / "Task001_Balls")
 
 
 @pytest.fixture

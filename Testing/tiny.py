@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+import phantoms
 
 from CTSegLogic.values.card import Card, Head, Intensity, License, Prepare
 
@@ -22,6 +26,75 @@ def tiny_prepare() -> Prepare:
         patch_kji=(16, 16, 16),
         intensity=Intensity(kind="zscore", clip=(-200.0, 400.0), mean=20.0, std=100.0),
     )
+
+
+def a_clnet_model(folder: Path) -> Card:
+    """A CL-Net of the smallest width with random weights and two heads."""
+    import torch
+
+    from CTSegLogic.files.weights import file_spec
+    from CTSegLogic.nets.clnet import ContinualNet, DecoderPlan, plan_from
+    from CTSegLogic.systems.tensors import write_tensors
+
+    torch.manual_seed(0)
+    folder.mkdir()
+    net = ContinualNet(plan_from(NETWORK["encoder"]))
+    write_tensors(net.encoder, folder / "encoder.safetensors")
+    heads = {"kidneys": KEYS[:2], "livers": KEYS[2:]}
+    for name, keys in heads.items():
+        decoder = net.add(name, DecoderPlan(outputs=len(keys) + 1, **NETWORK["decoder"]))
+        write_tensors(decoder, folder / f"{name}.safetensors")
+    card = Card(
+        name="tiny",
+        version="1.0",
+        title="a tiny test model",
+        system="clnet",
+        modality=("CT",),
+        heads=tuple(Head(name=name, structures=keys, file=name) for name, keys in heads.items()),
+        prepare=tiny_prepare(),
+        files={name: file_spec(folder / f"{name}.safetensors") for name in ("encoder", *heads)},
+        license=License(name="Apache-2.0"),
+        encoder="encoder",
+        network=NETWORK,
+        folder=folder,
+    )
+    (folder / "card.json").write_text(card.to_json(), encoding="utf-8")
+    return card
+
+
+def balls_in(folder: Path, counts: tuple[int, int] = (5, 2), *, scale: float = 1.0) -> Path:
+    """An nnU-Net folder of phantoms with two balls each.
+
+    Args:
+        folder: of the data set.
+        counts: cases to train on, and to test with.
+        scale: of the phantoms, in voxels as in mm.
+    """
+    from CTSegLogic.files.segfile import write_nifti
+
+    rng = np.random.default_rng(0)
+    for part, count in zip(("Tr", "Ts"), counts, strict=True):
+        for kind in ("images", "labels"):
+            (folder / f"{kind}{part}").mkdir(parents=True)
+        for n in range(count):
+            grid = phantoms.tilted_grid((int(24 * scale), int(28 * scale), int(32 * scale)), (4, 4, 4))
+            shift = rng.uniform(-6, 6, 3)
+            balls = (
+                phantoms.Ball(tuple(scale * (np.array([-30, 0, 0]) + shift)), 16 * scale, 150.0),
+                phantoms.Ball(tuple(scale * (np.array([30, 0, 0]) + shift)), 16 * scale, 350.0),
+            )
+            labels = np.zeros(grid.shape, np.uint8)
+            for value, ball in enumerate(balls, start=1):
+                labels[phantoms.inside(ball, grid)] = value
+            write_nifti(
+                phantoms.ct_of(grid, balls, noise=10).array[0],
+                grid,
+                folder / f"images{part}/c{n}_0000.nii.gz",
+            )
+            write_nifti(labels, grid, folder / f"labels{part}/c{n}.nii.gz")
+    table = {"labels": {"0": "background", "1": "kidney_left", "2": "kidney_right"}, "modality": {"0": "CT"}}
+    (folder / "dataset.json").write_text(json.dumps(table))
+    return folder
 
 
 def a_gcis_model(folder: Path) -> Card:

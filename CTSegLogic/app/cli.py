@@ -12,7 +12,6 @@ import logging
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,6 +19,7 @@ from typing import Any, TextIO
 from CTSegLogic.app import commands, explain, segmenting, teaching
 from CTSegLogic.app.asked import overrides_of
 from CTSegLogic.app.batch import add_batch, batch
+from CTSegLogic.app.ending import speak_anywhere, told
 from CTSegLogic.app.importing import add_import, import_
 from CTSegLogic.app.lessons import add_lessons
 from CTSegLogic.app.rounds import add_rounds
@@ -33,6 +33,7 @@ _NAMING = ("name", "snomed", "totalsegmentator", "tg263")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
+    speak_anywhere()
     options = parser().parse_args(arguments)
     for library in ("pydicom", "highdicom", "nibabel"):  # their remarks on headers are for programmers
         logging.getLogger(library).setLevel(logging.ERROR)
@@ -47,13 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     previous = signal.signal(signal.SIGINT, interrupted) if _main_thread() else None
     try:
         return int(options.run(options, _run_of(options, stop)) or 0)
-    except CTSegError as error:
-        if options.debug:
-            traceback.print_exc()
-        sys.stderr.write(
-            f"\n{error.seen}\n{error.hint}\n" if sys.stderr.isatty() else f"{error.seen}\n{error.hint}\n"
-        )
-        return error.exit_code
+    except (CTSegError, OSError, RuntimeError, MemoryError) as error:
+        return told(error, options.debug)
     except KeyboardInterrupt:
         return Cancelled.exit_code
     finally:

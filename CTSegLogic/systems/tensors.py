@@ -62,6 +62,7 @@ def write_tensors(
     """A module's parameters as a safetensors file, in half precision or as they are, written whole or not at
     all; those with a word of `whole` in their names always as they are, those of modules `beside` it under
     their prefixes."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     kind = torch.float16 if half else torch.float32
@@ -69,13 +70,14 @@ def write_tensors(
         name: t.detach().to("cpu", torch.float32 if any(w in name for w in whole) else kind).contiguous()
         for name, t in _named(module, beside).items()
     }
-    with replaced(path) as part:
+    with replaced(path, native=SafetensorError) as part:
         save_file(table, part)
 
 
 def write_compactly(module: nn.Module, path: Path, *, beside: Mapping[str, nn.Module] | None = None) -> None:
     """A module's parameters in half precision, those that are mostly zeros as mask and values (see the
     module's text), written whole or not at all. Read back they are what `write_tensors` would have given."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     table, shapes = {}, {}
@@ -88,7 +90,7 @@ def write_compactly(module: nn.Module, path: Path, *, beside: Mapping[str, nn.Mo
             table[f"{name}.values"] = dense.flatten()[torch.from_numpy(kept)]
         else:
             table[name] = dense
-    with replaced(path) as part:
+    with replaced(path, native=SafetensorError) as part:
         # One entry only: safetensors writes several in random order, and equal weights must be equal files.
         save_file(table, part, metadata={_SHAPES: json.dumps(shapes)} if shapes else None)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from CTSegLogic.files.atomic import replaced
 from CTSegLogic.values.run import Run
 
 
@@ -27,12 +27,10 @@ class Record:
         """Appends a row and rewrites the file whole, so that a kill leaves no half line."""
         self.rows.append({key: _text(value) for key, value in row.items()})
         names = list(dict.fromkeys(name for r in self.rows for name in r))
-        part = self.path.with_suffix(".part")
-        with part.open("w", newline="", encoding="utf-8") as file:
+        with replaced(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(part, self.path)  # noqa: PTH105 - Path.replace is the same call
 
 
 class Mlflow:

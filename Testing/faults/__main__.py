@@ -1,0 +1,135 @@
+"""Runs the fault-injection suite: `python -m faults [--family NAME ...] [--quick] [--json FILE]`.
+
+Exit code 1 when a fault lost anything. Without --family and --quick the table in
+Testing/data/reliability/faults.json and Testing/RELIABILITY.md are written anew.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: this process must have no threads to fork
+
+import argparse
+import gc
+import importlib
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from faults.engine import ctseg, run
+from faults.jobs import JOBS
+from faults.trial import Bench, Row
+
+FAMILIES = ("kill", "disk", "cut", "memory", "crash", "together", "clock", "paths")
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = ROOT / "Testing" / "data" / "reliability" / "faults.json"
+INTRO = (
+    "Each fault is one event at one point of one command: a kill, an error of the system, a truncated file, "
+    "memory that runs out, a second process, a clock that jumps, an unusual path. After each one every file "
+    "that the user had is compared byte by byte, every result under its final name is opened and compared "
+    "with an undisturbed run's, and the command is repeated and must end with the same results."
+)
+
+
+def main() -> int:
+    """Runs the chosen families and returns 1 when anything was lost."""
+    parser = argparse.ArgumentParser(prog="python -m faults", description=__doc__)
+    parser.add_argument("--family", nargs="*", choices=FAMILIES, default=[], help="only these")
+    parser.add_argument("--quick", action="store_true", help="a few faults of each kind")
+    parser.add_argument("--share", type=float, default=None, help="share of the faults, 0 to 1")
+    parser.add_argument("--json", type=Path, default=None, help="write the table here")
+    options = parser.parse_args()
+    share = options.share if options.share is not None else 0.02 if options.quick else 1.0
+    began = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="faults-"))
+    folder.chmod(0o755)
+    try:
+        bench = Bench(folder, share)
+        _warm(folder)
+        made = {name: _family(name, bench) for name in options.family or FAMILIES}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    rows = [row for own in made.values() for row in own]
+    tried, lost = sum(row.outcomes.total() for row in rows), sum(row.lost for row in rows)
+    sys.stdout.write(f"{tried} faults, {lost} lost, {time.monotonic() - began:.0f} s\n")
+    if options.json is not None or share == 1.0:
+        _write(options.json or TABLE, made, bench.left_over)
+    if options.json is None and share == 1.0:
+        sys.path.insert(0, str(ROOT / "Testing" / "tools"))
+        importlib.import_module("reliability").write()
+    return 1 if lost else 0
+
+
+def _family(name: str, bench: Bench) -> list[Row]:
+    """The rows of one family, told on stderr with whatever was lost."""
+    start = time.monotonic()
+    rows = importlib.import_module(f"faults.{name}").rows(bench)
+    outcomes = sum((row.outcomes for row in rows), Counter())
+    lost = sum(row.lost for row in rows)
+    sys.stderr.write(f"{name}: {lost} lost of {outcomes.total()}, {dict(outcomes)}, ")
+    sys.stderr.write(f"{time.monotonic() - start:.0f} s\n")
+    for trouble in (t for row in rows for t in row.troubles):
+        sys.stderr.write(f"    {trouble}\n")
+    return rows
+
+
+def _write(path: Path, made: Mapping[str, list[Row]], left_over: int) -> None:
+    """Writes the table; families that were not run keep their rows."""
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "scratch": {}}
+    kept = [row for row in old["rows"] if row["family"] not in made]
+    new = [{"family": name, **row.as_table()} for name, rows in made.items() for row in rows]
+    scratch = old["scratch"] | {"+".join(made): left_over}
+    scratch = {n: count for n, count in scratch.items() if n == "+".join(made) or not set(n.split("+")) & set(made)}
+    table = {
+        "title": "Faults made on purpose",
+        "command": "PYTHONPATH=Testing python -m faults",
+        "intro": INTRO,
+        "columns": ["what", "tried", "outcomes", "lost"],
+        "rows": sorted([*kept, *new], key=lambda row: FAMILIES.index(row["family"])),
+        "scratch": scratch,
+    }
+    path.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _warm(folder: Path) -> None:
+    """Imports here, once, whatever a child would import: every fork then begins with it."""
+    listed = folder / "modules.json"
+
+    def body() -> int:
+        for job in JOBS.values():
+            place = folder / f"warm-{job.name}"
+            place.mkdir()
+            job.build(place)
+            os.environ["CTSEG_HOME"] = str(place / "home")
+            os.chdir(place)
+            code = ctseg(*job.arguments)()
+            if code:
+                return code
+        listed.write_text(json.dumps(sorted(sys.modules)))
+        return 0
+
+    ended = run(folder, body)
+    if ended.code:
+        message = f"the warm-up failed: {ended.err}"
+        raise AssertionError(message)
+    for name in json.loads(listed.read_text()):
+        if name.partition(".")[0] not in ("__main__", "_distutils_hack", "faults"):
+            try:
+                importlib.import_module(name)
+            except ImportError:
+                continue  # made on the way, not to be imported by name
+    import torch
+
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
