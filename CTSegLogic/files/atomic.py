@@ -40,13 +40,14 @@ def replaced(
     handle, name = _scratch(path)
     os.close(handle)
     part = Path(name)
+    caught = (OSError,) if native is None else (OSError, native)
     try:
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.chmod(0o666 & ~_umask() if mode is None else mode)
         part.replace(path)
-    except (OSError, native or OSError) as error:
+    except caught as error:
         known = error if isinstance(error, OSError) else _cause(part, error)
         raise refused(path, known) from error
     finally:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from faults.engine import ctseg, run
@@ -27,6 +27,7 @@ from faults.jobs import JOBS
 from faults.trial import Bench, Row
 
 FAMILIES = ("kill", "disk", "cut", "memory", "crash", "together", "clock", "paths")
+_QUICK = ("segment", "install", "evaluate")
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "Testing" / "data" / "reliability" / "faults.json"
 INTRO = (
@@ -41,18 +42,20 @@ def main() -> int:
     """Runs the chosen families and returns 1 when anything was lost."""
     parser = argparse.ArgumentParser(prog="python -m faults", description=__doc__)
     parser.add_argument("--family", nargs="*", choices=FAMILIES, default=[], help="only these")
-    parser.add_argument("--quick", action="store_true", help="a few faults of each kind")
+    parser.add_argument("--quick", action="store_true", help="kills and full disks, a few, of quick commands")
     parser.add_argument("--share", type=float, default=None, help="share of the faults, 0 to 1")
     parser.add_argument("--json", type=Path, default=None, help="write the table here")
     options = parser.parse_args()
     share = options.share if options.share is not None else 0.02 if options.quick else 1.0
+    jobs = _QUICK if options.quick else tuple(JOBS)
+    families = options.family or (("kill", "disk") if options.quick else FAMILIES)
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     folder.chmod(0o755)
     try:
-        bench = Bench(folder, share)
-        _warm(folder)
-        made = {name: _family(name, bench) for name in options.family or FAMILIES}
+        bench = Bench(folder, share, jobs)
+        _warm(folder, jobs)
+        made = {name: _family(name, bench) for name in families}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     rows = [row for own in made.values() for row in own]
@@ -67,15 +70,13 @@ def main() -> int:
 
 
 def _family(name: str, bench: Bench) -> list[Row]:
-    """The rows of one family, told on stderr with whatever was lost."""
+    """The rows of one family, told on stderr."""
     start = time.monotonic()
     rows = importlib.import_module(f"faults.{name}").rows(bench)
     outcomes = sum((row.outcomes for row in rows), Counter())
     lost = sum(row.lost for row in rows)
     sys.stderr.write(f"{name}: {lost} lost of {outcomes.total()}, {dict(outcomes)}, ")
     sys.stderr.write(f"{time.monotonic() - start:.0f} s\n")
-    for trouble in (t for row in rows for t in row.troubles):
-        sys.stderr.write(f"    {trouble}\n")
     return rows
 
 
@@ -85,7 +86,9 @@ def _write(path: Path, made: Mapping[str, list[Row]], left_over: int) -> None:
     kept = [row for row in old["rows"] if row["family"] not in made]
     new = [{"family": name, **row.as_table()} for name, rows in made.items() for row in rows]
     scratch = old["scratch"] | {"+".join(made): left_over}
-    scratch = {n: count for n, count in scratch.items() if n == "+".join(made) or not set(n.split("+")) & set(made)}
+    scratch = {
+        n: count for n, count in scratch.items() if n == "+".join(made) or not set(n.split("+")) & set(made)
+    }
     table = {
         "title": "Faults made on purpose",
         "command": "PYTHONPATH=Testing python -m faults",
@@ -97,12 +100,12 @@ def _write(path: Path, made: Mapping[str, list[Row]], left_over: int) -> None:
     path.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _warm(folder: Path) -> None:
+def _warm(folder: Path, jobs: Sequence[str]) -> None:
     """Imports here, once, whatever a child would import: every fork then begins with it."""
     listed = folder / "modules.json"
 
     def body() -> int:
-        for job in JOBS.values():
+        for job in (JOBS[name] for name in jobs):
             place = folder / f"warm-{job.name}"
             place.mkdir()
             job.build(place)

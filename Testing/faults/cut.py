@@ -45,7 +45,9 @@ def rows(bench: Bench) -> list[Row]:
             size = (ready.home / name).stat().st_size
             left = {"0": 0, "3": 3, "half": size // 2, "all but one": size - 1}[length]
 
-            def inject(folder: Path, name: str = name, when: str = when, time: int = time, left: int = left) -> None:
+            def inject(
+                folder: Path, name: str = name, when: str = when, time: int = time, left: int = left
+            ) -> None:
                 Shrinking(folder / name, left, time, when == "after").install()
 
             def heal(folder: Path, home: Path = ready.home, name: str = name) -> None:
@@ -91,7 +93,7 @@ class Shrinking:
 
     def _opening(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def opened(file: Any, *more: Any, **named: Any) -> Any:
-            if not isinstance(file, str | os.PathLike) or os.path.abspath(file) != self.path:
+            if not isinstance(file, str | os.PathLike) or os.path.abspath(file) != self.path:  # noqa: PTH100 - links stay links
                 return real(file, *more, **named)
             due = self.count == self.time
             self.count += 1

@@ -1,4 +1,4 @@
-"""A full disk: at each step that needs room, within any file, and on a real file system of a few kilobytes."""
+"""A full disk: at each step that needs room, within any file, and on a real file system of some kilobytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PLACES = {"segment": "out", "batch": "out", "train": "run", "install": "home", 
 
 def rows(bench: Bench) -> list[Row]:
     """The faults of this family."""
-    return [made for name in JOBS for made in _of(bench, name)]
+    return [made for name in bench.jobs for made in _of(bench, name)]
 
 
 def _of(bench: Bench, name: str) -> Iterator[Row]:
@@ -75,4 +75,3 @@ def _small_disks(bench: Bench, row: Row, ready: Ready, place: str) -> None:
             troubles.append(f"repeated, it ends with {repeated.code}: {repeated.err[-300:]}")
         row.add(judge.outcome_of(ended), troubles, f"a disk of {kib} KiB")
         shutil.rmtree(folder)
-

@@ -145,8 +145,8 @@ def _be_child(
         for number, pipe in enumerate(pipes, start=1):
             os.dup2(pipe, number)
             os.close(pipe)
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115, PTH123 - lives on
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115, PTH123
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - lives on
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
         os.environ["CTSEG_HOME"] = str(folder / "home")
         os.chdir(folder)
         if inject is not None:
@@ -174,7 +174,7 @@ def as_nobody() -> None:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, kib: int) -> Iterator[bool]:
-    """A file system of that size over a folder while the block runs; False where this user cannot have one."""
+    """A file system of that size over a folder while the block runs; False where this user can have none."""
     if os.getuid() != 0 or not sys.platform.startswith("linux"):
         yield False
         return

@@ -70,8 +70,17 @@ def _training(folder: Path) -> None:
     a_clnet_model(folder / "tiny")
     balls_in(folder / "Balls", (3, 1), scale=0.6)
     task = {
-        **{"card": "tiny", "head": "balls", "dataset": "Balls", "epochs": 2, "steps": 2, "folds": 3},
-        **{"patch_kji": [16, 16, 16], "validate_every": 2, "warmup": 1, "lr": 0.01, "name": "grown"},
+        "card": "tiny",
+        "head": "balls",
+        "dataset": "Balls",
+        "epochs": 2,
+        "steps": 2,
+        "folds": 3,
+        "patch_kji": [16, 16, 16],
+        "validate_every": 2,
+        "warmup": 1,
+        "lr": 0.01,
+        "name": "grown",
     }
     (folder / "task.json").write_text(json.dumps(task))
 
@@ -133,6 +142,7 @@ _EVALUATE = ("evaluate", "pred", "truth", "-o", "ev", "--overwrite")
 _EVALUATE = (*_EVALUATE, "--mapping", '{"1": "kidney_left", "2": "kidney_right"}')
 _GROWING = {"record.csv", "latest.pt", "best.pt", "curves.png", "card.json"}
 
+
 def _formats(folder: Path) -> None:
     """Scans in the formats that SimpleITK and others read, each a segmentation of its own."""
     import SimpleITK as sitk
@@ -160,7 +170,17 @@ def _system_of(name: str, write: Callable[[Path], Card], wanted: str) -> Job:
         write(folder / "model")
         (folder / "out").mkdir()
 
-    call = ("segment", "scan.nii.gz", "-o", "out/o.seg.nrrd", "--model", "model", "--structures", wanted, *CPU)
+    call = (
+        "segment",
+        "scan.nii.gz",
+        "-o",
+        "out/o.seg.nrrd",
+        "--model",
+        "model",
+        "--structures",
+        wanted,
+        *CPU,
+    )
     call = (*call, "--overwrite")
     return Job(name=name, build=build, arguments=call, again=call)
 

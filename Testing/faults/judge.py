@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from faults.engine import Ended
 from faults.jobs import Job
 
@@ -56,7 +57,7 @@ def litter_of(folder: Path) -> list[str]:
 
 def bytes_of(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder."""
-    return {name: _sum(path.read_bytes()) for name, path in files_of(folder).items()}
+    return {name: summed(path.read_bytes()) for name, path in files_of(folder).items()}
 
 
 def meanings_of(folder: Path, *, only: frozenset[str] | None = None) -> dict[str, str]:
@@ -68,7 +69,7 @@ def meaning(path: Path) -> str:
     """What a file says, but for times; raises `Damaged` when it is not whole."""
     raw = path.read_bytes()
     try:
-        return _sum(_said(path, raw))
+        return summed(_said(path, raw))
     except (ValueError, EOFError, OSError, RuntimeError, KeyError, StopIteration) as error:
         message = f"{path.name} is not whole: {type(error).__name__}: {error}"
         raise Damaged(message) from error
@@ -114,7 +115,7 @@ def _nrrd(path: Path) -> bytes:
     from CTSegLogic.files.segfile import read_segmentation
 
     found = read_segmentation(path)
-    masks = {key: _sum(np.packbits(found.mask(key)).tobytes()) for key in sorted(found.volumes_ml())}
+    masks = {key: summed(np.packbits(found.mask(key)).tobytes()) for key in sorted(found.volumes_ml())}
     return json.dumps([masks, found.grid.affine.tolist()]).encode()
 
 
@@ -134,10 +135,10 @@ def _plain(value: Any) -> str:
         return "[" + ",".join(map(_plain, value)) + "]"
     if hasattr(value, "numpy"):
         value = value.detach().numpy()
-    return _sum(value.tobytes()) if isinstance(value, np.ndarray) else repr(value)
+    return summed(value.tobytes()) if isinstance(value, np.ndarray) else repr(value)
 
 
-def _sum(raw: bytes) -> str:
+def summed(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()[:20]
 
 
@@ -155,10 +156,10 @@ def whole(job: Job, folder: Path, before: Mapping[str, str], goal: Mapping[str, 
     for name, old in before.items():
         if name not in now:
             troubles += [] if _replaced(job, name) and name not in goal else [f"{name} is gone"]
-        elif _sum(now[name].read_bytes()) != old and not _replaced(job, name):
+        elif summed(now[name].read_bytes()) != old and not _replaced(job, name):
             troubles.append(f"{name} was changed")
     for name, path in now.items():
-        if name in before and (not _replaced(job, name) or _sum(path.read_bytes()) == before[name]):
+        if name in before and (not _replaced(job, name) or summed(path.read_bytes()) == before[name]):
             continue
         if name not in goal:
             troubles.append(f"{name} should not be there")
@@ -196,7 +197,7 @@ def reached(folder: Path, before: Mapping[str, str], goal: Mapping[str, str], jo
     now = files_of(folder)
     for name in sorted(goal.keys() | now.keys()):
         if name in before and not _replaced(job, name):
-            if name not in now or _sum(now[name].read_bytes()) != before[name]:
+            if name not in now or summed(now[name].read_bytes()) != before[name]:
                 troubles.append(f"{name} was changed by the repeated command")
         elif name not in goal or name not in now:
             troubles.append(f"{name} {'is missing' if name in goal else 'is left over'} afterwards")

@@ -11,14 +11,18 @@ from faults.trial import Bench, Row
 
 # Faults of each command: at steps, within writes, at random moments. Slow commands have fewer.
 COUNTS = {
-    **{"segment": (24, 8, 8), "batch": (30, 8, 10), "train": (24, 6, 8)},
-    **{"install": (40, 10, 6), "import": (40, 10, 8), "evaluate": (30, 6, 6)},
+    "segment": (24, 8, 8),
+    "batch": (30, 8, 10),
+    "train": (24, 6, 8),
+    "install": (40, 10, 6),
+    "import": (40, 10, 8),
+    "evaluate": (30, 6, 6),
 }
 
 
 def rows(bench: Bench) -> list[Row]:
     """The faults of this family."""
-    return [_of(bench, name) for name in JOBS]
+    return [_of(bench, name) for name in bench.jobs]
 
 
 def _of(bench: Bench, name: str) -> Row:

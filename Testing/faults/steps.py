@@ -81,9 +81,9 @@ class Tap:
 
     def inside(self, path: Any) -> bool:
         """Whether a path is one of the job's."""
-        return isinstance(path, str | bytes | os.PathLike) and os.path.abspath(os.fsdecode(path)).startswith(
-            self.root
-        )
+        if not isinstance(path, str | bytes | os.PathLike):
+            return False
+        return os.path.abspath(os.fsdecode(path)).startswith(self.root)  # noqa: PTH100 - links stay links
 
     def _call(self, name: str) -> Callable[..., Any]:
         real = self.real[name]
@@ -158,5 +158,5 @@ def bytes_limit(most: int, *, deadly: bool) -> None:
 
 def _last(path: Any) -> str:
     """The last part of a path, without the random letters of a scratch file."""
-    name = os.path.basename(os.fsdecode(path)) if isinstance(path, str | bytes | os.PathLike) else ""
+    name = Path(os.fsdecode(path)).name if isinstance(path, str | bytes | os.PathLike) else ""
     return ".part-*" if name.startswith(".part-") else name

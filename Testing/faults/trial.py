@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 
 from faults import judge
 from faults.engine import Ended, ctseg, run
-from faults.jobs import Job
+from faults.jobs import JOBS, Job
 from faults.steps import At, Tap
 
 
@@ -25,7 +26,6 @@ class Row:
 
     what: str
     outcomes: Counter[str] = field(default_factory=Counter)
-    troubles: list[str] = field(default_factory=list)
     lost: int = 0
 
     def add(self, outcome: str, troubles: Sequence[str], where: str) -> None:
@@ -33,7 +33,8 @@ class Row:
         self.outcomes[outcome] += 1
         if troubles:
             self.lost += 1
-            self.troubles += [f"{self.what} | {where} | {outcome}: {trouble}" for trouble in troubles]
+            for trouble in troubles:
+                sys.stderr.write(f"{self.what} | {where} | {outcome}: {trouble}\n")
 
     def as_table(self) -> dict[str, Any]:
         """The row for the JSON file."""
@@ -65,8 +66,8 @@ class Ready:
 class Bench:
     """Prepared jobs and the place for their copies."""
 
-    def __init__(self, folder: Path, share: float = 1.0) -> None:
-        self.folder, self.share = folder, share
+    def __init__(self, folder: Path, share: float = 1.0, jobs: Sequence[str] = tuple(JOBS)) -> None:
+        self.folder, self.share, self.jobs = folder, share, jobs
         self.count = 0
         self._ready: dict[str, Ready] = {}
         self.left_over = 0  # scratch files that killed commands left and repeated ones did not need

@@ -1,4 +1,4 @@
-"""Writes Testing/RELIABILITY.md from the tables in Testing/data/reliability: `python Testing/tools/reliability.py`."""
+"""Writes Testing/RELIABILITY.md from the tables in Testing/data/reliability."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ What is promised, whatever happens to a command:
 
 - **Your files stay as they are.** A command changes no file that it was not told to replace, and what it
   replaces is the old file until the new one is whole.
-- **A result under its final name is whole.** Work goes into scratch files (`.part-...`) that are renamed at the
-  end. A kill can leave a scratch file behind; it is never taken for a result.
+- **A result under its final name is whole.** Work goes into scratch files (`.part-...`) that are renamed at
+  the end. A kill can leave a scratch file behind; it is never taken for a result.
 - **Repeating the command is enough.** It ends with the results that an undisturbed run would have given;
   `batch` and `train` go on with `--resume`.
-- **A command that survives says so in two lines**: what was seen, and what to do. Exit codes: 0 done, 2 input,
-  arguments or disk, 3 weights, 4 memory, 5 partly done (batch), 130 cancelled.
+- **A command that survives says so in two lines**: what was seen, and what to do. Exit codes: 0 done,
+  2 input, arguments or disk, 3 weights, 4 memory, 5 partly done (batch), 130 cancelled.
 - **What comes from outside is data.** No file is trusted for its size, and none runs code.
 
 The tables below count what was tried to break this, what came of it, and what was lost.
