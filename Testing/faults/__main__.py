@@ -19,9 +19,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from CTSegLogic.files.atomic import replaced
+from CTSegLogic.files.locks import held
 from faults.engine import ctseg, run
 from faults.jobs import JOBS
 from faults.trial import Bench, Row
@@ -43,61 +45,56 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m faults", description=__doc__)
     parser.add_argument("--family", nargs="*", choices=FAMILIES, default=[], help="only these")
     parser.add_argument("--quick", action="store_true", help="kills and full disks, a few, of quick commands")
+    parser.add_argument(
+        "--jobs", nargs="*", choices=JOBS, default=[], help="only these commands (kill, disk)"
+    )
     parser.add_argument("--share", type=float, default=None, help="share of the faults, 0 to 1")
     parser.add_argument("--json", type=Path, default=None, help="write the table here")
     options = parser.parse_args()
     share = options.share if options.share is not None else 0.02 if options.quick else 1.0
-    jobs = _QUICK if options.quick else tuple(JOBS)
+    jobs = tuple(options.jobs or (_QUICK if options.quick else JOBS))
     families = options.family or (("kill", "disk") if options.quick else FAMILIES)
-    began = time.monotonic()
+    table = options.json or (TABLE if share == 1.0 else None)
+    if table is not None and not (options.family or options.jobs):
+        table.unlink(missing_ok=True)
+    began, counts, lost = time.monotonic(), Counter[str](), 0
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     folder.chmod(0o755)
     try:
         bench = Bench(folder, share, jobs)
         _warm(folder, jobs)
-        made = {name: _family(name, bench) for name in families}
+        for name in families:
+            for row in importlib.import_module(f"faults.{name}").rows(bench):
+                sys.stderr.write(f"{row.what}: {row.lost} lost of {dict(row.outcomes)}\n")
+                counts, lost = counts + row.outcomes, lost + row.lost
+                if table is not None:
+                    _noted(table, name, row)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    rows = [row for own in made.values() for row in own]
-    tried, lost = sum(row.outcomes.total() for row in rows), sum(row.lost for row in rows)
-    sys.stdout.write(f"{tried} faults, {lost} lost, {time.monotonic() - began:.0f} s\n")
-    if options.json is not None or share == 1.0:
-        _write(options.json or TABLE, made, bench.left_over)
-    if options.json is None and share == 1.0:
+    sys.stdout.write(f"{counts.total()} faults, {lost} lost, {time.monotonic() - began:.0f} s\n")
+    if table == TABLE:
         sys.path.insert(0, str(ROOT / "Testing" / "tools"))
         importlib.import_module("reliability").write()
     return 1 if lost else 0
 
 
-def _family(name: str, bench: Bench) -> list[Row]:
-    """The rows of one family, told on stderr."""
-    start = time.monotonic()
-    rows = importlib.import_module(f"faults.{name}").rows(bench)
-    outcomes = sum((row.outcomes for row in rows), Counter())
-    lost = sum(row.lost for row in rows)
-    sys.stderr.write(f"{name}: {lost} lost of {outcomes.total()}, {dict(outcomes)}, ")
-    sys.stderr.write(f"{time.monotonic() - start:.0f} s\n")
-    return rows
-
-
-def _write(path: Path, made: Mapping[str, list[Row]], left_over: int) -> None:
-    """Writes the table; families that were not run keep their rows."""
-    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "scratch": {}}
-    kept = [row for row in old["rows"] if row["family"] not in made]
-    new = [{"family": name, **row.as_table()} for name, rows in made.items() for row in rows]
-    scratch = old["scratch"] | {"+".join(made): left_over}
-    scratch = {
-        n: count for n, count in scratch.items() if n == "+".join(made) or not set(n.split("+")) & set(made)
-    }
-    table = {
-        "title": "Faults made on purpose",
-        "command": "PYTHONPATH=Testing python -m faults",
-        "intro": INTRO,
-        "columns": ["what", "tried", "outcomes", "lost"],
-        "rows": sorted([*kept, *new], key=lambda row: FAMILIES.index(row["family"])),
-        "scratch": scratch,
-    }
-    path.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def _noted(path: Path, family: str, row: Row) -> None:
+    """Puts a row into the table on disk in place of the one of an earlier run."""
+    with held(path.with_suffix(".lock")):
+        old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+        kept = [other for other in old if other["what"] != row.what]
+        rows = sorted(
+            [*kept, {"family": family, **row.as_table()}], key=lambda r: FAMILIES.index(r["family"])
+        )
+        table = {
+            "title": "Faults made on purpose",
+            "command": "PYTHONPATH=Testing python -m faults",
+            "intro": INTRO,
+            "columns": ["what", "tried", "outcomes", "lost"],
+            "rows": rows,
+        }
+        with replaced(path) as part:
+            part.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _warm(folder: Path, jobs: Sequence[str]) -> None:

@@ -11,22 +11,23 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from faults import judge
-from faults.engine import run
+from faults.engine import happened, run
 from faults.jobs import FORMATS, JOBS
 from faults.steps import At, Tap
 from faults.trial import Bench, Row
 
-_PANEL, _BATCH = 24, 14
+_PANEL, _BATCH = 20, 10
 
 
-def rows(bench: Bench) -> list[Row]:
+def rows(bench: Bench) -> Iterator[Row]:
     """The faults of this family."""
-    return [_panel(bench), _batch(bench)]
+    yield _panel(bench)
+    yield _batch(bench)
 
 
 def _batch(bench: Bench) -> Row:
@@ -73,6 +74,7 @@ def _after_calls(real: Callable[..., Any], number: int) -> Callable[..., Any]:
     def counted(*given: Any) -> Any:
         nonlocal count
         if count == number:
+            happened()
             os.kill(os.getpid(), signal.SIGKILL)
         count += 1
         return real(*given)
@@ -89,9 +91,11 @@ class _Dying:
     def send(self, message: Any) -> None:
         """Sends, or dies before or after it."""
         if self.left == 0 and self.when == "before":
+            happened()
             os.kill(os.getpid(), signal.SIGKILL)
         self.real.send(message)
         if self.left == 0:
+            happened()
             os.kill(os.getpid(), signal.SIGKILL)
         self.left -= 1
 
@@ -212,6 +216,7 @@ class _DyingStream:
         if self.left == 0:
             self.real.write(line[: len(line) // 2] if self.when == "before" else line)
             self.real.flush()
+            happened()
             os.kill(os.getpid(), signal.SIGKILL)
         self.left -= 1
         self.real.write(line)

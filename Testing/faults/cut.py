@@ -6,35 +6,36 @@ import builtins
 import io
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from faults.engine import happened
 from faults.jobs import FORMATS, JOBS, Job
 from faults.trial import Bench, Row
 
 _LENGTHS = ("0", "3", "half", "all but one")
 # What is cut: (row, job, files, faults).
 _TABLE: tuple[tuple[str, Job, tuple[str, ...], int], ...] = (
-    ("a scan (NIfTI)", JOBS["segment"], ("scan.nii.gz",), 6),
-    ("a scan (NRRD, MHA, NIfTI without compression)", FORMATS["nrrd"], ("scan.nrrd",), 5),
-    ("a scan (NRRD, MHA, NIfTI without compression)", FORMATS["mha"], ("scan.mha",), 5),
-    ("a scan (NRRD, MHA, NIfTI without compression)", FORMATS["nii"], ("scan.nii",), 4),
-    ("a scan of a batch", JOBS["batch"], ("in/a b.nii.gz", "in/böse ü.nii.gz", "in/c.nii.gz"), 6),
-    ("weights and cards", JOBS["segment"], ("tiny/encoder.safetensors", "tiny/livers.safetensors"), 12),
-    ("weights and cards", JOBS["segment"], ("tiny/card.json",), 4),
-    ("weights and cards", JOBS["install"], ("shop/encoder.safetensors", "shop/livers.safetensors"), 8),
-    ("weights and cards", JOBS["install"], ("remote.json",), 3),
-    ("a published checkpoint and its plans", JOBS["import"], ("trained/fold_0/checkpoint_final.pth",), 6),
-    ("a published checkpoint and its plans", JOBS["import"], ("trained/plans.json",), 3),
-    ("a task, its data set, scans and labels", JOBS["train"], ("task.json", "Balls/dataset.json"), 4),
-    ("a task, its data set, scans and labels", JOBS["train"], ("Balls/imagesTr/c1_0000.nii.gz",), 3),
-    ("a task, its data set, scans and labels", JOBS["train"], ("Balls/labelsTr/c2.nii.gz",), 3),
-    ("segmentations to evaluate", JOBS["evaluate"], ("pred/c1.nii.gz", "truth/c0.nii.gz"), 8),
+    ("a scan (NIfTI)", JOBS["segment"], ("scan.nii.gz",), 4),
+    ("a scan (NRRD, MHA, NIfTI without compression)", FORMATS["nrrd"], ("scan.nrrd",), 3),
+    ("a scan (NRRD, MHA, NIfTI without compression)", FORMATS["mha"], ("scan.mha",), 3),
+    ("a scan (NRRD, MHA, NIfTI without compression)", FORMATS["nii"], ("scan.nii",), 2),
+    ("a scan of a batch", JOBS["batch"], ("in/a b.nii.gz", "in/böse ü.nii.gz", "in/c.nii.gz"), 4),
+    ("weights and cards", JOBS["segment"], ("tiny/encoder.safetensors", "tiny/livers.safetensors"), 8),
+    ("weights and cards", JOBS["segment"], ("tiny/card.json",), 2),
+    ("weights and cards", JOBS["install"], ("shop/encoder.safetensors", "shop/livers.safetensors"), 5),
+    ("weights and cards", JOBS["install"], ("remote.json",), 2),
+    ("a published checkpoint and its plans", JOBS["import"], ("trained/fold_0/checkpoint_final.pth",), 4),
+    ("a published checkpoint and its plans", JOBS["import"], ("trained/plans.json",), 2),
+    ("a task, its data set, scans and labels", JOBS["train"], ("task.json", "Balls/dataset.json"), 2),
+    ("a task, its data set, scans and labels", JOBS["train"], ("Balls/imagesTr/c1_0000.nii.gz",), 2),
+    ("a task, its data set, scans and labels", JOBS["train"], ("Balls/labelsTr/c2.nii.gz",), 2),
+    ("segmentations to evaluate", JOBS["evaluate"], ("pred/c1.nii.gz", "truth/c0.nii.gz"), 5),
 )
 
 
-def rows(bench: Bench) -> list[Row]:
+def rows(bench: Bench) -> Iterator[Row]:
     """The faults of this family."""
     made: dict[str, Row] = {}
     for what, job, names, count in _TABLE:
@@ -55,7 +56,7 @@ def rows(bench: Bench) -> list[Row]:
 
             where = f"{name} to {left} of {size} bytes, {when} opening {time + 1}"
             bench.trial(row, ready, where, inject=inject, heal=heal)
-    return list(made.values())
+    yield from made.values()
 
 
 class Shrinking:
@@ -91,6 +92,10 @@ class Shrinking:
 
         sitk.ImageFileReader = Reader
 
+    def _cut(self) -> None:
+        os.truncate(self.path, self.left)
+        happened()
+
     def _opening(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def opened(file: Any, *more: Any, **named: Any) -> Any:
             if not isinstance(file, str | os.PathLike) or os.path.abspath(file) != self.path:  # noqa: PTH100 - links stay links
@@ -98,11 +103,11 @@ class Shrinking:
             due = self.count == self.time
             self.count += 1
             if due and not self.after:
-                os.truncate(self.path, self.left)
+                self._cut()
             try:
                 return real(file, *more, **named)
             finally:
                 if due and self.after:
-                    os.truncate(self.path, self.left)
+                    self._cut()
 
         return opened

@@ -13,14 +13,14 @@ from faults.jobs import JOBS, Job
 from faults.steps import GROWING, At, bytes_limit
 from faults.trial import Bench, Ready, Row
 
-STEPS = {"segment": 16, "batch": 24, "train": 18, "install": 26, "import": 12, "evaluate": 16}
-BYTES, DISKS = 5, 4
+STEPS = {"segment": 12, "batch": 16, "train": 14, "install": 20, "import": 10, "evaluate": 12}
+BYTES, DISKS = 3, 3
 _PLACES = {"segment": "out", "batch": "out", "train": "run", "install": "home", "evaluate": "ev"}
 
 
-def rows(bench: Bench) -> list[Row]:
+def rows(bench: Bench) -> Iterator[Row]:
     """The faults of this family."""
-    return [made for name in bench.jobs for made in _of(bench, name)]
+    return (made for name in bench.jobs for made in _of(bench, name))
 
 
 def _of(bench: Bench, name: str) -> Iterator[Row]:

@@ -6,6 +6,7 @@ Nothing is computed in this process itself, so that it has no threads and a fork
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import selectors
 import signal
@@ -19,6 +20,18 @@ from typing import NoReturn
 
 LIMIT_S = 120.0  # a command that takes longer hangs: the undisturbed ones take two seconds
 NOBODY = 65534
+_MARK = mmap.mmap(-1, 1)  # shared with every child
+
+
+def happened() -> None:
+    """Notes, in a child, that its fault was made: one whose point is never reached does not count."""
+    _MARK[0] = 1
+
+
+def has_happened() -> bool:
+    """Whether the last child noted its fault; looking clears the note."""
+    noted, _MARK[0] = bool(_MARK[0]), 0
+    return noted
 
 
 @dataclass(frozen=True, kw_only=True)

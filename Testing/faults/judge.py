@@ -49,12 +49,6 @@ def files_of(folder: Path) -> dict[str, Path]:
     return found
 
 
-def litter_of(folder: Path) -> list[str]:
-    """The scratch that lies below a folder."""
-    names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    return [name for name in names if "/.part-" in f"/{name}"]
-
-
 def bytes_of(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder."""
     return {name: summed(path.read_bytes()) for name, path in files_of(folder).items()}

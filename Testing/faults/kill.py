@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Iterator
 
 from faults.jobs import JOBS
 from faults.steps import At, bytes_limit
@@ -11,18 +12,18 @@ from faults.trial import Bench, Row
 
 # Faults of each command: at steps, within writes, at random moments. Slow commands have fewer.
 COUNTS = {
-    "segment": (24, 8, 8),
-    "batch": (30, 8, 10),
-    "train": (24, 6, 8),
-    "install": (40, 10, 6),
-    "import": (40, 10, 8),
-    "evaluate": (30, 6, 6),
+    "segment": (20, 5, 5),
+    "batch": (24, 4, 6),
+    "train": (18, 4, 4),
+    "install": (36, 8, 4),
+    "import": (30, 8, 6),
+    "evaluate": (26, 6, 4),
 }
 
 
-def rows(bench: Bench) -> list[Row]:
+def rows(bench: Bench) -> Iterator[Row]:
     """The faults of this family."""
-    return [_of(bench, name) for name in bench.jobs]
+    return (_of(bench, name) for name in bench.jobs)
 
 
 def _of(bench: Bench, name: str) -> Row:

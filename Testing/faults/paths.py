@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from faults import judge
@@ -31,26 +31,24 @@ _WHERE = ("segment", "batch", "install", "import", "evaluate")
 _TOO_LONG = "y" * 260
 
 
-def rows(bench: Bench) -> list[Row]:
+def rows(bench: Bench) -> Iterator[Row]:
     """The faults of this family."""
-    made = []
     for name in _WHERE:
         ready = bench.ready(JOBS[name])
         row = Row(f"`{name}` in folders of odd and long names")
-        for odd in bench.picked((*NAMES, DEEP), 12, f"paths {name}"):
+        for odd in bench.picked((*NAMES, DEEP), 7, f"paths {name}"):
             place = f"odd-{bench.count}/{odd}"
             (bench.folder / place).parent.mkdir(parents=True)
             prefix = bench.folder / place
             calls = [absolute(ready, call, prefix) for call in (ready.job.arguments, ready.job.again)]
             bench.trial(row, ready, repr(odd), arguments=calls[0], again=calls[1], names=place)
-        made.append(row)
+        yield row
     ready = bench.ready(FORMATS["nii.gz"])
     row = Row("scans and results of odd and long names")
-    for odd in bench.picked((*NAMES, _TOO_LONG), 22, "names"):
+    for odd in bench.picked((*NAMES, _TOO_LONG), 16, "names"):
         _named(bench, row, ready, odd)
-    made.append(row)
-    made.append(_guarded(bench, ready))
-    return made
+    yield row
+    yield _guarded(bench, ready)
 
 
 def absolute(ready: Ready, call: Sequence[str], prefix: Path) -> list[str]:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from faults.engine import happened
+
 _CALLS = ("replace", "rename", "mkdir", "rmdir", "unlink", "chmod")
 _FULL = {errors.ENOSPC, errors.EDQUOT}  # errors that stay until somebody tidies up
 GROWING = ("open", "create", "write", "fsync", "mkdir", "copy")
@@ -66,6 +68,7 @@ class Tap:
         if self.at is None or number < self.at.step:
             return go()
         how = self.at.how
+        happened()
         if number > self.at.step:
             if how in _FULL and kind in GROWING:
                 raise OSError(how, os.strerror(int(how)), name)

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import http.server
 import json
-import os
 import random
 import shutil
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from CTSegLogic.values.card import read_card
 from faults import judge
@@ -25,15 +24,19 @@ from faults.steps import At, Tap
 from faults.trial import Bench, Ready, Row
 
 _KINDS = ("both live", "one is killed", "both are killed")
-_COUNT = 8  # of each kind
+_COUNT = 6  # of each kind
 
 
-def rows(bench: Bench) -> list[Row]:
+def rows(bench: Bench) -> Iterator[Row]:
     """The faults of this family."""
-    made = []
     shop = bench.ready(JOBS["install"])
     with _server(bench.folder / "served") as address:
-        weights_card(_made(bench.folder / "served"), address)
+
+        def stock() -> int:
+            weights_card(bench.folder / "served", address)
+            return 0
+
+        run(bench.folder, stock)
 
         def build(folder: Path) -> None:
             shutil.copy2(bench.folder / "served" / "remote.json", folder / "remote.json")
@@ -45,9 +48,8 @@ def rows(bench: Bench) -> list[Row]:
                 row = Row(f"two processes install the same model {what}: {kind}")
                 for n in range(bench.some(_COUNT)):
                     _pair(bench, row, ready, kind, random.Random(f"{what} {kind} {n}"))
-                made.append(row)
-    made.append(_two_models(bench, shop))
-    return made
+                yield row
+    yield _two_models(bench, shop)
 
 
 def _pair(bench: Bench, row: Row, ready: Ready, kind: str, chance: random.Random) -> None:
@@ -100,39 +102,33 @@ def _both(ended: list[Ended]) -> str:
     return " + ".join(sorted(judge.outcome_of(end) for end in ended)).replace("done all the same", "done")
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
 @contextmanager
 def _server(folder: Path) -> Iterator[str]:
     """The address of a server, in a child, of the weights in `folder`/shop."""
-    _made(folder)
+    folder.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-
-        def body() -> int:
-            class Handler(http.server.SimpleHTTPRequestHandler):
-                """Serves files and says nothing."""
-
-                def log_message(self, *args: object) -> None:
-                    """Keeps quiet."""
-
-            os.chdir(folder / "shop")
-            server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler, bind_and_activate=False)
-            server.socket.close()
-            server.socket = listening
-            server.daemon_threads = True
-            threading.Thread(target=server.serve_forever).start()
-            threading.Event().wait()
-            return 0
-
-        (folder / "shop").mkdir(exist_ok=True)
-        child = start(folder, body)
-        (folder / "shop").rmdir()
+        child = start(folder, lambda: _serve(listening, folder / "shop"))
         try:
             yield f"http://127.0.0.1:{port}"
         finally:
             child.kill()
             child.wait()
+
+
+def _serve(listening: socket.socket, folder: Path) -> int:
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        """Serves the files of a folder and says nothing."""
+
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given, directory=str(folder))
+
+        def log_message(self, *given: object) -> None:
+            """Keeps quiet."""
+
+    address = listening.getsockname()
+    server = http.server.ThreadingHTTPServer(address, Handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = listening
+    server.serve_forever()
+    return 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from faults import judge
-from faults.engine import Ended, ctseg, run
+from faults.engine import Ended, ctseg, has_happened, run
 from faults.jobs import JOBS, Job
 from faults.steps import At, Tap
 
@@ -39,7 +39,8 @@ class Row:
     def as_table(self) -> dict[str, Any]:
         """The row for the JSON file."""
         outcomes = dict(sorted(self.outcomes.items()))
-        return {"what": self.what, "tried": self.outcomes.total(), "outcomes": outcomes, "lost": self.lost}
+        tried = self.outcomes.total()
+        return {"what": self.what, "tried": tried, "outcomes": outcomes, "lost": self.lost}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,6 @@ class Bench:
         self.folder, self.share, self.jobs = folder, share, jobs
         self.count = 0
         self._ready: dict[str, Ready] = {}
-        self.left_over = 0  # scratch files that killed commands left and repeated ones did not need
 
     def some(self, count: int) -> int:
         """How many of `count` faults are made in this run: all, or a share of them, at least one."""
@@ -147,7 +147,8 @@ class Bench:
         heal: Callable[[Path], object] | None = None,
         names: str = "",
     ) -> Ended:
-        """Makes one fault, looks at what is left, repeats the command, and counts it all in `row`.
+        """Makes one fault, looks at what is left, repeats the command, and counts it all in `row`; a fault
+        that was not reached is not counted.
 
         Args:
             row: of the table.
@@ -169,7 +170,12 @@ class Bench:
             if inject is not None:
                 inject(folder)
 
+        has_happened()
         ended = run(folder, ctseg(*(arguments or job.arguments)), inject=trap, kill_after=kill_after)
+        trapped = at is not None or inject is not None or kill_after is not None
+        if trapped and not (has_happened() or ended.code):
+            shutil.rmtree(folder)
+            return ended  # it was over before its fault: nothing was tried
         if heal is not None:
             heal(folder)
         troubles = judge.spoken(ended) + judge.whole(job, folder, ready.before, ready.goal)
@@ -180,7 +186,6 @@ class Bench:
             troubles.append(f"repeated, it ends with {repeated.code}: {repeated.err[-300:]}")
         else:
             troubles += judge.reached(folder, ready.before, ready.goal, job)
-        self.left_over += len(judge.litter_of(folder))
         row.add(judge.outcome_of(ended), troubles, where)
         shutil.rmtree(folder)
         return ended
