@@ -14,7 +14,7 @@ from faults.trial import Bench, Row
 COUNTS = {
     "segment": (20, 5, 5),
     "batch": (24, 4, 6),
-    "train": (18, 4, 4),
+    "train": (14, 3, 3),
     "install": (36, 8, 4),
     "import": (30, 8, 6),
     "evaluate": (26, 6, 4),
