@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from CTSegLogic.files.atomic import replaced
-from CTSegLogic.values.errors import WeightsCorrupt, WeightsMismatch
+from CTSegLogic.values.errors import OutOfMemory, WeightsCorrupt, WeightsMismatch, out_of_memory
 
 _SHAPES = "compact"  # the entry of a compact file's metadata
 _HEADER = 256  # bytes that one more entry costs
@@ -45,6 +45,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         for name, shape in (json.loads(said) if said else {}).items():
             stored[name] = _unpacked(stored.pop(f"{name}.mask"), stored.pop(f"{name}.values"), shape)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _refuse_memory(error, path)
         raise WeightsCorrupt(
             seen=f"{path.name} is not a safetensors file: {error}.", hint="Install the model again."
         ) from error
@@ -176,10 +177,19 @@ def read_checkpoint(path: Path, held: IO[bytes] | None = None) -> Any:
             warnings.filterwarnings("ignore", message="Detected .* protocol")
             return torch.load(held or path, map_location="cpu", weights_only=True, mmap=mapped)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError, AttributeError) as error:
+        _refuse_memory(error, path)
         what = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsCorrupt(
             seen=f"{path.name} is not a checkpoint of plain tensors: {what}",
             hint="Install the model again; a file that wants to run code is never opened.",
+        ) from error
+
+
+def _refuse_memory(error: BaseException, path: Path) -> None:
+    """Raises OutOfMemory when that was the error: a file that does not fit is not damaged."""
+    if out_of_memory(error):
+        raise OutOfMemory(
+            seen=f"{path.name} does not fit in memory.", hint="Close other programs."
         ) from error
 
 

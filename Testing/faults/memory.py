@@ -13,6 +13,7 @@ from faults.engine import ctseg, happened, run
 from faults.jobs import FORMATS, JOBS, SYSTEMS, Job
 from faults.trial import Bench, Row
 
+_SAID = "CUDA out of memory. Tried to allocate 2.00 GiB (made on purpose)"
 _COUNTS = {"segment nii.gz": 12, "efficient": 6, "rstn": 6}
 
 
@@ -33,7 +34,7 @@ def _of(bench: Bench, job: Job, what: str, trap: Callable[[int], None], count: i
     ready, row = bench.ready(job), Row(what)
     total = steps_of(bench, job)
     for n in bench.picked(range(total), count, what):
-        bench.trial(row, ready, f"operation {n} of {total}", inject=lambda _, n=n: trap(n))
+        bench.trial(row, ready, f"operation {n} of {total}", inject=lambda _, n=n: trap(n), right=(0, 4))
     return row
 
 
@@ -85,7 +86,7 @@ def short(number: int) -> None:
     def at(count: int) -> None:
         if count == number:
             happened()
-            raise torch.OutOfMemoryError
+            raise torch.OutOfMemoryError(_SAID)
 
     _counting(at)
 
@@ -97,7 +98,7 @@ def out_for_good(number: int) -> None:
     def at(count: int) -> None:
         if count >= number:
             happened()
-            raise torch.OutOfMemoryError
+            raise torch.OutOfMemoryError(_SAID)
 
     _counting(at)
     _pretend()

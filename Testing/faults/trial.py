@@ -146,6 +146,7 @@ class Bench:
         again: Sequence[str] | None = None,
         heal: Callable[[Path], object] | None = None,
         names: str = "",
+        right: Sequence[int] = (),
     ) -> Ended:
         """Makes one fault, looks at what is left, repeats the command, and counts it all in `row`; a fault
         that was not reached is not counted.
@@ -160,6 +161,7 @@ class Bench:
             arguments, again: in place of the job's own.
             heal: undoes outside damage (a truncated file is copied again) before the repetition.
             names: of the folder, when it matters.
+            right: exit codes that a command which survives may have; all that are documented when empty.
         """
         folder = self.fresh(ready, names)
         job = ready.job
@@ -179,6 +181,8 @@ class Bench:
         if heal is not None:
             heal(folder)
         troubles = judge.spoken(ended) + judge.whole(job, folder, ready.before, ready.goal)
+        if right and ended.code >= 0 and ended.code not in right:
+            troubles.append(f"exit code {ended.code} instead of {right}: {ended.err[-300:]}")
         if ended.code == 0:
             troubles += judge.reached(folder, ready.before, ready.goal, job)
         repeated = run(folder, ctseg(*(again or job.again)))

@@ -18,7 +18,8 @@ from CTSegLogic.app.cli import main
 from CTSegLogic.app.importing import _replace
 from CTSegLogic.files import weights
 from CTSegLogic.files.atomic import exchanged, replaced, scratch_folder
-from CTSegLogic.values.errors import OutputRefused
+from CTSegLogic.systems.tensors import read_tensors
+from CTSegLogic.values.errors import OutOfMemory, OutputRefused, out_of_memory
 
 TESTING = Path(__file__).resolve().parents[1]
 
@@ -174,3 +175,39 @@ def test_notes_made_at_the_same_time_are_all_kept(an_empty_home):
     for thread in threads:
         thread.join()
     assert weights._table("t.json") == {str(n): n for n in range(12)}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        ValueError("OutOfMemoryError: in a library"),
+    ],
+)
+def test_memory_that_runs_out_is_known_by_its_words(error):
+    assert out_of_memory(error)
+    assert not out_of_memory(RuntimeError("a fault"))
+
+
+def test_weights_that_do_not_fit_in_memory_are_not_called_damaged(tmp_path, monkeypatch):
+    import safetensors
+
+    def full(*given):
+        message = "OutOfMemoryError: CUDA out of memory"
+        raise safetensors.SafetensorError(message)
+
+    monkeypatch.setattr(safetensors, "safe_open", full)
+    with pytest.raises(OutOfMemory, match="does not fit in memory"):
+        read_tensors(tmp_path / "w.safetensors")
+
+
+def test_a_scan_that_may_not_be_read_fails_without_a_traceback(capsys):
+    from CTSegLogic.app.pipeline import _Job, _Step
+
+    job = _Job(number=0, order=None)
+    with _Step(job):
+        raise PermissionError(errno.EACCES, "Permission denied", "c.nii.gz")
+    assert job.fault.startswith("c.nii.gz cannot be used: Permission denied.")
+    assert capsys.readouterr().err == ""
