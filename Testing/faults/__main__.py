@@ -62,7 +62,8 @@ def main() -> int:
     folder.chmod(0o755)
     try:
         bench = Bench(folder, share, jobs)
-        _warm(folder, jobs)
+        # All of them for `paths`: a child without rights may not read this Python's files any more.
+        _warm(folder, tuple(JOBS) if "paths" in families else jobs)
         for name in families:
             for row in importlib.import_module(f"faults.{name}").rows(bench):
                 sys.stderr.write(f"{row.what}: {row.lost} lost of {dict(row.outcomes)}\n")
