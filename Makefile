@@ -1,5 +1,5 @@
 # make demo    set up .venv and segment the sample scan        make test    the tests (under 15 minutes with demo, 2 cores)
-# make verify  long suites: training, faults                   make bench   benchmarks against peers, JSON out
+# make verify  long suites: training, faults, hostile input    make bench   benchmarks against peers, JSON out
 # make lint    ruff and mypy                                   make clean   remove .venv and results
 PYTHON ?= python3
 VENV ?= .venv
@@ -28,6 +28,9 @@ test: setup
 verify: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[verify]'
 	$(PYTEST)
+	PYTHONPATH=Testing $(BIN)/python -m faults
+	PYTHONPATH=Testing $(BIN)/python -m fuzz
+	$(BIN)/python Testing/tools/reliability.py
 
 bench: setup
 	$(BIN)/python Testing/bench/engine.py --json engine-bench.json

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import phantoms
 import pytest
-from tiny import a_clnet_model, a_gcis_model
+from tiny import a_clnet_model, a_gcis_model, balls_in
 
 from CTSegLogic.values.card import Card
 from CTSegLogic.values.grid import Grid
@@ -74,34 +74,7 @@ def a_tiny_card(tmp_path) -> Card:
 @pytest.fixture(scope="session")
 def a_data_set(tmp_path_factory):
     """An nnU-Net folder of five phantoms with two balls each, and two test cases."""
-    import json
-
-    from CTSegLogic.files.segfile import write_nifti
-
-    folder = tmp_path_factory.mktemp("data") / "Task001_Balls"
-    rng = np.random.default_rng(0)
-    for part, count in (("Tr", 5), ("Ts", 2)):
-        for kind in ("images", "labels"):
-            (folder / f"{kind}{part}").mkdir(parents=True)
-        for n in range(count):
-            grid = phantoms.tilted_grid((24, 28, 32), (4, 4, 4))
-            shift = rng.uniform(-6, 6, 3)
-            balls = (
-                phantoms.Ball(tuple(np.array([-30, 0, 0]) + shift), 16, 150.0),
-                phantoms.Ball(tuple(np.array([30, 0, 0]) + shift), 16, 350.0),
-            )
-            labels = np.zeros(grid.shape, np.uint8)
-            for value, ball in enumerate(balls, start=1):
-                labels[phantoms.inside(ball, grid)] = value
-            write_nifti(
-                phantoms.ct_of(grid, balls, noise=10).array[0],
-                grid,
-                folder / f"images{part}/c{n}_0000.nii.gz",
-            )
-            write_nifti(labels, grid, folder / f"labels{part}/c{n}.nii.gz")
-    table = {"labels": {"0": "background", "1": "kidney_left", "2": "kidney_right"}, "modality": {"0": "CT"}}
-    (folder / "dataset.json").write_text(json.dumps(table))
-    return folder
+    return balls_in(tmp_path_factory.mktemp("data") / "Task001_Balls")
 
 
 @pytest.fixture

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+import phantoms
 
 from CTSegLogic.values.card import Card, Head, Intensity, License, Prepare
 
@@ -72,6 +76,41 @@ def a_clnet_model(folder: Path) -> Card:
     nets = {"encoder": net.encoder, **dict(net.decoders.items())}
     more = {"name": "tiny", "title": "a tiny test model", "encoder": "encoder", "network": NETWORK}
     return a_model(folder, "clnet", nets, heads, half=True, **more)
+
+
+def balls_in(folder: Path, counts: tuple[int, int] = (5, 2), *, scale: float = 1.0) -> Path:
+    """An nnU-Net folder of phantoms with two balls each.
+
+    Args:
+        folder: of the data set.
+        counts: cases to train on, and to test with.
+        scale: of the phantoms, in voxels as in mm.
+    """
+    from CTSegLogic.files.segfile import write_nifti
+
+    rng = np.random.default_rng(0)
+    for part, count in zip(("Tr", "Ts"), counts, strict=True):
+        for kind in ("images", "labels"):
+            (folder / f"{kind}{part}").mkdir(parents=True)
+        for n in range(count):
+            grid = phantoms.tilted_grid((int(24 * scale), int(28 * scale), int(32 * scale)), (4, 4, 4))
+            shift = rng.uniform(-6, 6, 3)
+            balls = (
+                phantoms.Ball(tuple(scale * (np.array([-30, 0, 0]) + shift)), 16 * scale, 150.0),
+                phantoms.Ball(tuple(scale * (np.array([30, 0, 0]) + shift)), 16 * scale, 350.0),
+            )
+            labels = np.zeros(grid.shape, np.uint8)
+            for value, ball in enumerate(balls, start=1):
+                labels[phantoms.inside(ball, grid)] = value
+            write_nifti(
+                phantoms.ct_of(grid, balls, noise=10).array[0],
+                grid,
+                folder / f"images{part}/c{n}_0000.nii.gz",
+            )
+            write_nifti(labels, grid, folder / f"labels{part}/c{n}.nii.gz")
+    table = {"labels": {"0": "background", "1": "kidney_left", "2": "kidney_right"}, "modality": {"0": "CT"}}
+    (folder / "dataset.json").write_text(json.dumps(table))
+    return folder
 
 
 def a_gcis_model(folder: Path) -> Card:

@@ -11,7 +11,6 @@ import argparse
 import logging
 import sys
 import threading
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,6 +18,7 @@ from typing import Any, TextIO
 from CTSegLogic.app import commands, explain, segmenting, teaching
 from CTSegLogic.app.asked import overrides_of
 from CTSegLogic.app.batch import add_batch, batch
+from CTSegLogic.app.ending import told
 from CTSegLogic.app.flare import add_flare
 from CTSegLogic.app.importing import add_import, import_
 from CTSegLogic.app.lessons import add_lessons
@@ -41,13 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with interruptible(options.command) as stop:
             return int(options.run(options, _run_of(options, stop)) or 0)
-    except CTSegError as error:
-        if options.debug:
-            traceback.print_exc()
-        sys.stderr.write(
-            f"\n{error.seen}\n{error.hint}\n" if sys.stderr.isatty() else f"{error.seen}\n{error.hint}\n"
-        )
-        return error.exit_code
+    except (CTSegError, OSError, RuntimeError, MemoryError) as error:
+        return told(error, options.debug)
     except KeyboardInterrupt:
         return Cancelled.exit_code
 

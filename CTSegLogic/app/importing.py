@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from CTSegLogic.files.archive import unpack
-from CTSegLogic.files.atomic import refused
+from CTSegLogic.files.atomic import exchanged, replaced, scratch_folder
 from CTSegLogic.files.unpickled import read_pickled
 from CTSegLogic.files.weights import publish
 from CTSegLogic.values.card import Card, License
@@ -77,17 +75,13 @@ def import_(options: argparse.Namespace, run: Run) -> None:
     if target.exists() and not (target / "card.json").is_file():
         # What is replaced is deleted: that must never be a folder of anything else.
         raise OutputRefused(seen=f"{target} is no model's folder.", hint="Choose another folder.")
-    scratch = target.resolve().with_name(f".part-{os.getpid()}-{target.resolve().name}")
-    try:
-        (scratch / "card").mkdir(parents=True)
+    with scratch_folder(target.resolve()) as scratch:
+        (scratch / "card").mkdir()
         run.progress(0.0, "import")
         card = _imported(options, scratch)
-        (scratch / "card" / "card.json").write_text(card.to_json(), encoding="utf-8")
+        with replaced(scratch / "card" / "card.json") as part:
+            part.write_text(card.to_json(), encoding="utf-8")
         _replace(target, scratch)
-    except OSError as error:
-        raise refused(target, error) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     sys.stdout.write(f"{card.name} in {target}: {len(card.keys)} structures, {len(card.files)} files\n")
     for head in card.heads:
         sys.stdout.write(f"    {head.name}: {', '.join(head.structures)}\n")
@@ -228,9 +222,9 @@ def _license(name: str | None) -> License:
 
 
 def _replace(target: Path, scratch: Path) -> None:
-    """Puts the finished folder in its place; an old one goes only once the new one is there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    old = scratch / "old"
+    """Puts the finished folder in its place, in one step where the system can; an old one goes after that."""
     if target.exists():
-        target.replace(old)
+        if exchanged(scratch / "card", target):
+            return
+        target.replace(scratch / "old")
     (scratch / "card").replace(target)

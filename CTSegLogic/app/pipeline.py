@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from CTSegLogic.app.ending import told_of
 from CTSegLogic.app.scans import Scan
 from CTSegLogic.app.segmenting import Asked, Looks, segment_volume, write_looks
 from CTSegLogic.files.segfile import check_source, write_segmentation
@@ -185,8 +186,9 @@ class _Step:
         self.job.seconds += time.perf_counter() - self.began
         if error is None or not isinstance(error, FAULTS) or _ends_all(error):
             return False
-        if isinstance(error, CTSegError):
-            self.job.fault = f"{error.seen} {error.hint}"
+        known = told_of(error)  # also of a disk or file that fails, and of memory
+        if known is not None:
+            self.job.fault = f"{known.seen} {known.hint}"
         else:
             traceback.print_exception(error)
             self.job.fault = f"{type(error).__name__}: {error}"

@@ -25,7 +25,7 @@ def write_transform(to_target: NDArray[np.float64], path: Path) -> None:
     transform = sitk.AffineTransform(3)
     transform.SetMatrix(stored[:3, :3].ravel().tolist())
     transform.SetTranslation(stored[:3, 3].tolist())
-    with replaced(path) as part:
+    with replaced(path, native=RuntimeError) as part:
         sitk.WriteTransform(transform, str(part))
 
 

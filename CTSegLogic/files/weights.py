@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from CTSegLogic.files.atomic import refused, replaced
+from CTSegLogic.files.atomic import refused, replaced, scratch_folder
+from CTSegLogic.files.locks import held
 from CTSegLogic.values.card import Card, FileSpec, read_card
 from CTSegLogic.values.errors import (
     CardInvalid,
@@ -185,13 +186,15 @@ def install(
             {"license": card.license.name, "time": time.strftime("%Y-%m-%dT%H:%M:%S")},
         )
     sums = {}
-    for name, spec in card.files.items():
-        place = place_of(card, name)
-        if not place.is_file() or source is not None:
-            _fetch(card, name, spec, place, source, progress)
-        sums[name] = verify(card, name, place)
-        if spec.sha256 is None:
-            _note("checksums.json", f"{card.name}/{card.version}/{name}", sums[name])
+    # A second process waits and then finds the files there; both would append to one download otherwise.
+    with held(home() / f".install-{card.name}.lock"):
+        for name, spec in card.files.items():
+            place = place_of(card, name)
+            if not place.is_file() or source is not None:
+                _fetch(card, name, spec, place, source, progress)
+            sums[name] = verify(card, name, place)
+            if spec.sha256 is None:
+                _note("checksums.json", f"{card.name}/{card.version}/{name}", sums[name])
     return sums
 
 
@@ -233,17 +236,13 @@ def publish(folder: Path) -> Card:
             hint="Give the card another name, or remove the old model first.",
         )
     ensure(card)
-    scratch = place.with_name(f".part-{os.getpid()}-{place.name}")
-    scratch.mkdir(parents=True)
-    try:
-        for name in card.files:
-            shutil.copy2(place_of(card, name), scratch)
-        shutil.copy2(folder / "card.json", scratch)
-        scratch.replace(place)
-    except OSError as error:
-        raise refused(place, error) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with scratch_folder(place) as scratch:
+        whole = scratch / place.name
+        whole.mkdir()
+        for path in (*(place_of(card, name) for name in card.files), folder / "card.json"):
+            with replaced(whole / path.name) as part:
+                shutil.copyfile(path, part)
+        whole.replace(place)
     return read_card(place / "card.json")
 
 
@@ -272,7 +271,10 @@ def _terms(card: Card) -> str:
 def _fetch(
     card: Card, name: str, spec: FileSpec, place: Path, source: Path | None, progress: Progress | None
 ) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refused(place.parent, error) from error
     if source is not None:
         given = source / place.name if source.is_dir() else source
         if not given.is_file():
@@ -364,6 +366,8 @@ def _table(name: str) -> dict[str, Any]:
 
 
 def _note(name: str, key: str, value: Any) -> None:
-    table = _table(name) | {key: value}
-    with replaced(home() / name) as part:
-        part.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    # Read and written by one process at a time: what another noted in between would be lost.
+    with held(home() / ".notes.lock"):
+        table = _table(name) | {key: value}
+        with replaced(home() / name) as part:
+            part.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

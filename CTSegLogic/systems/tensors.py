@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from CTSegLogic.files.atomic import replaced
-from CTSegLogic.values.errors import WeightsCorrupt, WeightsMismatch
+from CTSegLogic.values.errors import OutOfMemory, WeightsCorrupt, WeightsMismatch, out_of_memory
 
 _SHAPES = "compact"  # the entry of a compact file's metadata
 _HEADER = 256  # bytes that one more entry costs
@@ -45,6 +45,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         for name, shape in (json.loads(said) if said else {}).items():
             stored[name] = _unpacked(stored.pop(f"{name}.mask"), stored.pop(f"{name}.values"), shape)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _refuse_memory(error, path)
         raise WeightsCorrupt(
             seen=f"{path.name} is not a safetensors file: {error}.", hint="Install the model again."
         ) from error
@@ -62,6 +63,7 @@ def write_tensors(
     """A module's parameters as a safetensors file, in half precision or as they are, written whole or not at
     all; those with a word of `whole` in their names always as they are, those of modules `beside` it under
     their prefixes."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     kind = torch.float16 if half else torch.float32
@@ -69,13 +71,14 @@ def write_tensors(
         name: t.detach().to("cpu", torch.float32 if any(w in name for w in whole) else kind).contiguous()
         for name, t in _named(module, beside).items()
     }
-    with replaced(path) as part:
+    with replaced(path, native=SafetensorError) as part:
         save_file(table, part)
 
 
 def write_compactly(module: nn.Module, path: Path, *, beside: Mapping[str, nn.Module] | None = None) -> None:
     """A module's parameters in half precision, those that are mostly zeros as mask and values (see the
     module's text), written whole or not at all. Read back they are what `write_tensors` would have given."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     table, shapes = {}, {}
@@ -88,7 +91,7 @@ def write_compactly(module: nn.Module, path: Path, *, beside: Mapping[str, nn.Mo
             table[f"{name}.values"] = dense.flatten()[torch.from_numpy(kept)]
         else:
             table[name] = dense
-    with replaced(path) as part:
+    with replaced(path, native=SafetensorError) as part:
         # One entry only: safetensors writes several in random order, and equal weights must be equal files.
         save_file(table, part, metadata={_SHAPES: json.dumps(shapes)} if shapes else None)
 
@@ -174,10 +177,19 @@ def read_checkpoint(path: Path, held: IO[bytes] | None = None) -> Any:
             warnings.filterwarnings("ignore", message="Detected .* protocol")
             return torch.load(held or path, map_location="cpu", weights_only=True, mmap=mapped)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError, AttributeError) as error:
+        _refuse_memory(error, path)
         what = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsCorrupt(
             seen=f"{path.name} is not a checkpoint of plain tensors: {what}",
             hint="Install the model again; a file that wants to run code is never opened.",
+        ) from error
+
+
+def _refuse_memory(error: BaseException, path: Path) -> None:
+    """Raises OutOfMemory when that was the error: a file that does not fit is not damaged."""
+    if out_of_memory(error):
+        raise OutOfMemory(
+            seen=f"{path.name} does not fit in memory.", hint="Close other programs."
         ) from error
 
 

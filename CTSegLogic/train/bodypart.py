@@ -155,7 +155,7 @@ def _fitted(
             record.add({"epoch": step, "order": order, "distance": distance, "anchor": anchor})
             sums[:] = 0
             state = {"net": net.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
-            with replaced(latest) as part:
+            with replaced(latest, native=RuntimeError) as part:
                 torch.save(state, part)
     net.eval()
 

@@ -85,6 +85,7 @@ def over_folds(
 
 
 def _join(card: Card, grown: Sequence[Card], name: str, folder: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     first = grown[0]
@@ -96,7 +97,7 @@ def _join(card: Card, grown: Sequence[Card], name: str, folder: Path) -> None:
         tensors = read_tensors(place_of(one, one.head(name).file))
         table |= {f"{MEMBER}{number}.{key}": t.half().contiguous() for key, t in tensors.items()}
     path = folder / f"{head.file}.safetensors"
-    with replaced(path) as part:
+    with replaced(path, native=SafetensorError) as part:
         save_file(table, part)
     files[head.file] = file_spec(path)
     measured = {"folds": len(grown)}

@@ -276,5 +276,5 @@ def _fresh(folder: Path) -> int:
 
 
 def _save(table: dict[str, Any], path: Path) -> None:
-    with replaced(path) as part:
+    with replaced(path, native=RuntimeError) as part:
         torch.save(table, part)

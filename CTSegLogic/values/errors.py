@@ -98,13 +98,13 @@ class OutOfMemory(CTSegError):
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error of numpy or torch, on any device, says that memory ran out."""
-    # torch is not imported here; on the CPU it raises a plain RuntimeError with these words.
+    if isinstance(error, MemoryError | OutOfMemory):
+        return True
+    # torch is not imported here; on the CPU, from the driver and through other libraries it is known by these
+    # words.
     named = type(error).__name__ == "OutOfMemoryError"
-    return named or isinstance(error, MemoryError | OutOfMemory) or _full(str(error))
-
-
-def _full(said: str) -> bool:
-    return "can't allocate memory" in said or "MPS backend out of memory" in said
+    said = str(error).lower()
+    return named or "can't allocate memory" in said or "out of memory" in said or "outofmemory" in said
 
 
 class TaskInvalid(CTSegError):

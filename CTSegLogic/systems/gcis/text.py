@@ -242,7 +242,8 @@ def _attributes(structure: Structure) -> list[tuple[str, float]]:
 
 
 def _write(table: Mapping[str, Tensor], path: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with replaced(path) as part:
+    with replaced(path, native=SafetensorError) as part:
         save_file({phrase: vector.float().contiguous().cpu() for phrase, vector in table.items()}, part)

@@ -6,12 +6,11 @@ NAME.zip -> NAME-CHECKSUM/part.json, *.safetensors
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 from CTSegLogic.files.archive import unpack
-from CTSegLogic.files.atomic import refused
+from CTSegLogic.files.atomic import scratch_folder
 from CTSegLogic.files.weights import file_sha256
 from CTSegLogic.systems.nnunet.folder import DATASET, PLANS, keep_part, read_json, trained_in
 from CTSegLogic.systems.nnunet.plans import Part, part_from
@@ -35,14 +34,13 @@ def opened(archive: Path, checksum: str) -> tuple[Part, list[Path]]:
     place = archive.with_name(f"{archive.stem}-{checksum[:12]}")
     if not _whole(place):
         shutil.rmtree(place, ignore_errors=True)
-        scratch = archive.with_name(f".part-{os.getpid()}-{archive.stem}")
-        try:
+        with scratch_folder(place) as scratch:
             _convert(archive, scratch)
-            (scratch / "kept").replace(place)
-        except OSError as error:
-            raise refused(place, error) from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            try:
+                (scratch / "kept").replace(place)
+            except OSError:
+                if not _whole(place):  # another process may have been first
+                    raise
     note = read_json(place / _NOTE)
     part = part_from(note["part"])
     return part, [place / f"{name}.safetensors" for name in part.folds]

@@ -52,13 +52,14 @@ class Delta:
 
 def write_delta(delta: Delta, path: Path) -> None:
     """Writes a delta as a safetensors file, whole or not at all."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     table = {name: t.detach().cpu().contiguous() for name, t in delta.tensors.items()}
     if delta.rows:
         table[ROWS] = torch.stack([row.detach().cpu().float() for row in delta.rows.values()])
     said = json.dumps({"made_from": delta.made_from, "rows": list(delta.rows)})
-    with replaced(path) as part:
+    with replaced(path, native=SafetensorError) as part:
         # One entry only: safetensors writes several in random order, and equal weights must be equal files.
         save_file(table, part, metadata={_SAID: said})
 
