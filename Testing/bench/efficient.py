@@ -85,7 +85,9 @@ def worker(options: argparse.Namespace) -> None:
         for _ in range(options.scans + 1):
             fast = system.segment(volume, resolve(Classes(KEYS), card), replace(run, quality="fast"))
             fine = system.refine(volume, region, resolve(Classes(KEYS), card), run)
-            rows.append({"coarse": fast.origin.seconds["coarse"], "fine": fine.origin.seconds["fine"]})
+            spent = {**fast.origin.seconds, **fine.origin.seconds}
+            spent["load"] = fast.origin.seconds["load"] + fine.origin.seconds["load"]
+            rows.append({**spent, "total": sum(spent.values())})
     said = fine.origin.options["backend"], list(fine.origin.warnings)
     figures = {
         "first": rows[0],
@@ -131,11 +133,12 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
         table[name] = figures = json.loads(done.stdout.splitlines()[-1])
         then = {
             stage: statistics.median(row[stage] for row in figures["then"] or [figures["first"]])
-            for stage in ("coarse", "fine")
+            for stage in ("load", "coarse", "fine", "total")
         }
+        figures["median"] = then
         sys.stdout.write(
             f"{name:10s} ({figures['used']}): coarse {then['coarse']:.2f} s, fine {then['fine']:.2f} s, "
-            f"first scan {sum(figures['first'].values()):.2f} s, peak {figures['peak_mib']:.0f} MiB\n"
+            f"first scan {figures['first']['total']:.2f} s, peak {figures['peak_mib']:.0f} MiB\n"
         )
         table["windows"] = figures["windows"]
     for model, (whole, part) in table.get("windows", {}).items():
