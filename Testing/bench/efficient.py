@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import fresh, machine, now
 
-ROOT = Path(__file__).resolve().parents[2]
 BACKENDS = ("torch", "openvino")
 KEYS = ("liver", "kidney", "spleen", "pancreas")
 SLIM = (2, 4, 4, 8, 8)
@@ -65,6 +64,7 @@ def scan_of(shape: tuple[int, int, int]) -> Any:
 
 def worker(options: argparse.Namespace) -> None:
     """One backend in this process; figures to stdout."""
+    from CTSegLogic.engine import origin
     from CTSegLogic.engine.stages import Region
     from CTSegLogic.systems import open_system
     from CTSegLogic.values.grid import Box
@@ -72,6 +72,7 @@ def worker(options: argparse.Namespace) -> None:
     from CTSegLogic.values.run import Run
 
     torch.set_num_threads(options.threads)
+    origin.time = SimpleNamespace(perf_counter=now)  # stages by the clock of all benchmarks
     volume = scan_of(options.size)
     run = Run(device=options.device, backend=options.worker, precision=options.precision)
     low = [int(n * (1 - options.box) / 2) for n in options.size]
@@ -121,16 +122,15 @@ def _peak(run: Any) -> float:
 def run_all(options: argparse.Namespace) -> dict[str, Any]:
     """The figures of every backend, each from a process of its own."""
     table: dict[str, Any] = {
-        "machine": {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__},
+        "machine": machine(options.threads) | {"torch": torch.__version__},
         "settings": {k: str(v) for k, v in vars(options).items() if k not in ("worker", "json")},
     }
     for name in options.backends.split(","):
-        order = [sys.executable, str(Path(__file__)), *sys.argv[1:], "--worker", name]
-        done = subprocess.run(order, capture_output=True, text=True, cwd=ROOT)
-        if done.returncode:
-            sys.stderr.write(done.stderr)
+        try:
+            table[name] = figures = fresh(Path(__file__), [*sys.argv[1:], "--worker", name])
+        except SystemExit as error:
+            sys.stderr.write(f"{error}\n")
             continue
-        table[name] = figures = json.loads(done.stdout.splitlines()[-1])
         then = {
             stage: statistics.median(row[stage] for row in figures["then"] or [figures["first"]])
             for stage in ("load", "coarse", "fine", "total")
@@ -141,6 +141,8 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
             f"first scan {figures['first']['total']:.2f} s, peak {figures['peak_mib']:.0f} MiB\n"
         )
         table["windows"] = figures["windows"]
+        if options.json:
+            options.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     for model, (whole, part) in table.get("windows", {}).items():
         sys.stdout.write(f"    {model}: {part} windows in the box instead of {whole}\n")
     return table
@@ -167,9 +169,7 @@ def main() -> None:
     if options.worker:
         worker(options)
         return
-    table = run_all(options)
-    if options.json:
-        options.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    run_all(options)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,12 @@ import platform
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from measuring import Peak, Timer, fresh
+from measuring import Peak, Timer, fresh, now
 from torch import Tensor, nn
 
 CROP = (150, 230, 230)  # inverted logits of the whole scan would not fit into memory
@@ -92,10 +91,10 @@ def run_ours(scan: np.ndarray, classes: int, mode: str) -> tuple[np.ndarray, dic
     prepare = Prepare(
         spacing_mm=(WORK_MM,) * 3, patch_kji=ROI, intensity=tone, code="SAR", antialias=False, overlap=OVERLAP
     )
-    began = time.perf_counter()
+    began = now()
     work = prepare.grid_over(volume.grid)
     image = network_input(volume, work, prepare, torch.device("cpu"))
-    prepared = time.perf_counter()
+    prepared = now()
     weight, bias = net.head.weight.detach()[:, :, 0, 0, 0], net.head.bias.detach()
     readout = Readout(
         channels=FEATURES, model=work, scan=volume.grid, classes=classes, matrix=weight, bias=bias, mode=mode
@@ -103,9 +102,9 @@ def run_ours(scan: np.ndarray, classes: int, mode: str) -> tuple[np.ndarray, dic
     readout._logits = classes_timer = Timer(readout._logits)
     with torch.inference_mode():
         slide(image, net_timer, [readout], Tiling(patch_kji=ROI, overlap=OVERLAP, placing="stepped"), Run())
-    slid = time.perf_counter()
+    slid = now()
     labels = readout.finish()
-    ended = time.perf_counter()
+    ended = now()
     net_timer.seconds += classes_timer.seconds
     return labels, _stages(net_timer, prepared - began, slid - prepared, ended - slid, ended - began)
 
@@ -129,15 +128,15 @@ def run_monai(scan: np.ndarray, classes: int, mode: str) -> tuple[np.ndarray, di
     labels = AsDiscreted("pred", argmax=True)
     back = Invertd("pred", transform=before, orig_keys="image", nearest_interp=mode == "nearest")
     after = Compose([labels, back] if mode == "nearest" else [back, labels])
-    began = time.perf_counter()
+    began = now()
     data = before({"image": MetaTensor(torch.from_numpy(scan)[None], affine=affine)})
-    prepared = time.perf_counter()
+    prepared = now()
     inferer = SlidingWindowInferer(ROI, sw_batch_size=1, overlap=OVERLAP, mode="gaussian")
     with torch.inference_mode():
         data["pred"] = inferer(data["image"][None], net_timer)[0]
-    slid = time.perf_counter()
+    slid = now()
     out = after(data)["pred"][0].numpy().astype(np.uint8)
-    ended = time.perf_counter()
+    ended = now()
     return out, _stages(net_timer, prepared - began, slid - prepared, ended - slid, ended - began)
 
 

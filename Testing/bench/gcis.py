@@ -14,20 +14,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import fresh, machine, now
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL: dict[str, Any] = {"feature_size": 12, "patch": 64, "scan": (96, 96, 96), "spacing": 1.0}
 FULL: dict[str, Any] = {"feature_size": 48, "patch": 128, "scan": (425, 512, 512), "spacing": 0.42}
 KEYS = (
@@ -91,20 +88,22 @@ def window(options: argparse.Namespace, size: dict[str, Any], *, dense: bool) ->
     times = []
     with torch.inference_mode():
         for _ in range(options.repeats + 1):
-            began = time.perf_counter()
+            began = now()
             out = call(tile)[0].sum().item()
-            times.append(time.perf_counter() - began)
+            times.append(now() - began)
     return {"seconds": min(times[1:] or times), "sum": out}
 
 
 def whole(options: argparse.Namespace, size: dict[str, Any], *, dense: bool) -> dict[str, Any]:
     """Seconds from a scan to labels on its own voxels."""
+    from CTSegLogic.engine import origin
     from CTSegLogic.systems import gcis
     from CTSegLogic.values.grid import Grid
     from CTSegLogic.values.prompt import Classes, resolve
     from CTSegLogic.values.run import Run
     from CTSegLogic.values.volume import Volume
 
+    origin.time = SimpleNamespace(perf_counter=now)  # stages by the clock of all benchmarks
     keys, run = KEYS[: options.prompts], Run(device=options.device)
     with tempfile.TemporaryDirectory() as name:
         card = a_card(Path(name), size, keys, options.overlap)
@@ -116,9 +115,9 @@ def whole(options: argparse.Namespace, size: dict[str, Any], *, dense: bool) -> 
         scan = rng.integers(-200, 300, size["scan"], dtype=np.int16)
         grid = Grid.of(scan.shape, spacing_mm=[size["spacing"]] * 3, code="SPL")
         volume = Volume(array=scan[None], grid=grid, modality="CT")
-        began = time.perf_counter()
+        began = now()
         found = system.segment(volume, resolve(Classes(keys), card), run)
-        seconds = time.perf_counter() - began
+        seconds = now() - began
     return {
         "seconds": seconds,
         "stages": dict(found.origin.seconds),
@@ -184,14 +183,11 @@ def worker(options: argparse.Namespace) -> None:
 
 def measured(name: str, prompts: int, arguments: list[str]) -> dict[str, Any]:
     """The figures of one run in a process of its own, or how it ended."""
-    command = [sys.executable, __file__, *arguments, "--worker", name, "--prompts", str(prompts)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     row: dict[str, Any] = {"run": name, "prompts": prompts}
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
-        return {**row, "failed": last[:300]}
-    return {**row, **json.loads(done.stdout.splitlines()[-1])}
+    try:
+        return row | fresh(Path(__file__), [*arguments, "--worker", name, "--prompts", str(prompts)])
+    except SystemExit as error:
+        return {**row, "failed": str(error).splitlines()[-1][:300]}
 
 
 def _dense_over_ours(rows: list[dict[str, Any]], figure: str) -> dict[str, float]:
@@ -243,8 +239,7 @@ def main() -> int:
     ratios, memory = (_dense_over_ours(rows, figure) for figure in ("seconds", "peak_gib"))
     table = {
         "what": __doc__.split("\n\n")[0],
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "machine": machine(options.threads) | {"torch": torch.__version__},
         "size": size_of(options),
         "settings": {"threads": options.threads, "overlap": options.overlap, "device": options.device},
         "times_faster_than_dense": ratios,

@@ -13,17 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import ROOT, machine, now
 
-ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 
@@ -33,11 +31,11 @@ def timed(work: Callable[[], Any], device: torch.device, repeats: int) -> tuple[
     for _ in range(repeats):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        began = time.perf_counter()
+        began = now()
         answer = work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(now() - began)
     return min(seconds), answer
 
 
@@ -71,7 +69,7 @@ def main() -> None:
     mask = np.zeros(image.shape, bool)
     mask[low:high, low:high, low:high] = True
     table: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
+        "machine": machine(torch.get_num_threads()),
         "torch": torch.__version__,
     }
     table |= {k: v for k, v in vars(options).items() if k != "json"} | {"threads": torch.get_num_threads()}
