@@ -57,6 +57,11 @@ def threads_named() -> bool:
     return "OMP_NUM_THREADS" in os.environ
 
 
+def name_threads(count: int) -> None:
+    """Sets a number of threads for this process and its children, as a user would."""
+    os.environ["OMP_NUM_THREADS"] = str(count)
+
+
 def cards() -> dict[str, Card]:
     """Every known model by name: shipped, then the user's own, which may not take a shipped name."""
     found: dict[str, Card] = {}

@@ -15,7 +15,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from CTSegLogic.engine.backend import Accelerator
+from CTSegLogic.engine.backend import Accelerated, Accelerator
 from CTSegLogic.engine.collect import collect
 from CTSegLogic.engine.device import MemoryPlan, autocast, overridden, pick_device, plan_memory
 from CTSegLogic.engine.origin import Stages, origin_of
@@ -67,14 +67,15 @@ class NnUNet:
             ready = last.prepared(volume, ensemble.part)
             clock.mark("prepare")
             readout, plan, fast = self._read(ensemble, head, ready, stage)
-            notes += fast
+            notes += fast.notes
             clock.mark("network")
             readout.labels = move(readout.finish(), ready.part, volume.grid, order=0, outside=0)
             more, of_head = collect(readout, head, wanted, volume.grid, len(layers), clean=False)
             layers += more
             entries += of_head
             clock.mark("labels")
-        origin = origin_of(self.card, sums, ask, run, self.device, clock, plan, tuple(dict.fromkeys(notes)))
+        said = tuple(dict.fromkeys(notes))
+        origin = origin_of(self.card, sums, ask, run, self.device, clock, plan, said, backend=fast.name)
         return Prediction(grid=volume.grid, layers=tuple(layers), entries=tuple(entries), origin=origin)
 
     def learner(self, task: Task, run: Run) -> NoReturn:
@@ -91,7 +92,7 @@ class NnUNet:
 
     def _read(
         self, ensemble: Ensemble, head: Head, ready: Prepared, run: Run
-    ) -> tuple[Readout, MemoryPlan, tuple[str, ...]]:
+    ) -> tuple[Readout, MemoryPlan, Accelerated]:
         """A part's readout after its tiles, the plan it ran by, and what the backend had to say."""
         mode = "nearest" if run.quality == "fast" else "smooth"
         readout = ensemble.readout(head, ready, ready.part, mode)
@@ -103,7 +104,7 @@ class NnUNet:
             fast = self.accelerator.use(call, image, [readout], plan, run, of=of)
             with autocast(self.device, run):
                 slide(image, fast, [readout], plan.tiling, run)
-        return readout, plan, fast.notes
+        return readout, plan, fast
 
     def _tiled(self, part: Part, ready: Prepared, readout: Readout, run: Run) -> MemoryPlan:
         """Tiles and memory, where nnU-Net's predictor puts them unless the run says otherwise."""
