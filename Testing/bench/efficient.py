@@ -5,14 +5,16 @@
 
 Every variant is a process of its own. The scan is a phantom and the weights are random, so the drawer is
 given a box (--box, a share of each axis) instead of what the finder made of noise; sizes and channels are
-those that were published. The first scan builds the backend and is told apart from those that follow. Windows
-are those that models with windows would run on the whole scan and in the box. No seconds are asserted.
+those that were published. What a backend needs once per computer (building, agreeing with torch) is told
+apart from what every later process needs, and a process's first scan from those that follow. Windows are
+those that models with windows would run on the whole scan and in the box. No seconds are asserted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -125,9 +127,15 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
         "machine": machine(options.threads) | {"torch": torch.__version__},
         "settings": {k: str(v) for k, v in vars(options).items() if k not in ("worker", "json")},
     }
+    folder = tempfile.TemporaryDirectory()
+    os.environ["CTSEG_HOME"] = folder.name
     for name in options.backends.split(","):
+        own = [*sys.argv[1:], "--worker", name]
         try:
-            table[name] = figures = fresh(Path(__file__), [*sys.argv[1:], "--worker", name])
+            if name != "torch":
+                # Building, and an agreement with torch that is then believed, happen once per computer.
+                table[f"{name}, the first time"] = fresh(Path(__file__), [*own, "--scans", "0"])
+            table[name] = figures = fresh(Path(__file__), own)
         except SystemExit as error:
             sys.stderr.write(f"{error}\n")
             continue
@@ -143,6 +151,7 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
         table["windows"] = figures["windows"]
         if options.json:
             options.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    folder.cleanup()
     for model, (whole, part) in table.get("windows", {}).items():
         sys.stdout.write(f"    {model}: {part} windows in the box instead of {whole}\n")
     return table

@@ -99,10 +99,11 @@ def sentences(found: Mapping[str, Any]) -> Iterator[str]:
             if name in table:
                 spent = table[name]["median"]
                 size = table["settings"]["size"].strip("()").replace(", ", "x")
+                seen = " and ".join(f"{table['settings'][stage]}^3" for stage in ("coarse", "fine"))
                 yield (
-                    f"EfficientSegmentation as published, a scan of {size} voxels, {table[name]['used']}, "
-                    f"one thread: coarse {spent['coarse']:.1f} s, fine {spent['fine']:.1f} s, "
-                    f"peak {table[name]['peak_mib'] / 1024:.1f} GiB."
+                    f"EfficientSegmentation's published channels, a scan of {size} voxels seen as {seen}, "
+                    f"{table[name]['used']}, one thread: coarse {spent['coarse']:.1f} s, "
+                    f"fine {spent['fine']:.1f} s, peak {table[name]['peak_mib'] / 1024:.1f} GiB."
                 )
         saved = {name: pair for name, pair in table["windows"].items() if pair[1] < pair[0]}
         part = ", ".join(f"{name} {few} of {all_}" for name, (all_, few) in saved.items())
@@ -155,7 +156,8 @@ def plotted(found: Mapping[str, Any], path: Path) -> None:
         place.barh(
             [NAMES.get(stage, stage) for stage in stages], [r - 1 for r in ratios], left=1, color=colours
         )
-        place.set_xscale("log")
+        place.set_xscale("log", base=2)
+        place.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         place.axvline(1, color="black", linewidth=0.8)
         place.set_title(title.replace(", ", "\n", 1), fontsize=8)
         place.tick_params(labelsize=7)

@@ -41,7 +41,9 @@ def timed(work: Callable[[], Any], device: torch.device, repeats: int) -> tuple[
 
 def main() -> None:
     """Prints and writes the figures."""
+    from CTSegLogic.engine.backend import Accelerator
     from CTSegLogic.engine.device import pick_device
+    from CTSegLogic.files.shelf import Shelf
     from CTSegLogic.nets.rstn import RstnNet, RstnPlan
     from CTSegLogic.systems.rstn.rounds import Sight
     from CTSegLogic.systems.rstn.settings import Settings
@@ -61,6 +63,7 @@ def main() -> None:
     options = p.parse_args()
     run = Run(device=options.device, precision=options.precision)
     device = pick_device(run)
+    settled = Accelerator(Shelf(), device).settled  # memory as in a real run
     torch.manual_seed(0)
     kind: Any = "fcn8s" if options.published else "planar"
     net = RstnNet(RstnPlan(kind=kind, width=options.width, coded=not options.published)).to(device).eval()
@@ -75,7 +78,8 @@ def main() -> None:
     table |= {k: v for k, v in vars(options).items() if k != "json"} | {"threads": torch.get_num_threads()}
     answers: dict[str, list[Any]] = {"coarse": [], "round": []}
     for name, pixels in (("slices", 1), ("batches", options.pixels)):
-        sight = Sight(dict.fromkeys("XYZ", net), image, Grid.of(image.shape), Settings(at_once=pixels), run)
+        settings, grid = Settings(at_once=pixels), Grid.of(image.shape)
+        sight = Sight(dict.fromkeys("XYZ", net), image, grid, settings, run, settled)
         spent, coarse = timed(sight.coarse, device, options.repeats)
         region = sight.around(mask, "the benchmark")
         again, fine = timed(lambda s=sight, r=region: s.refined(r, 0), device, options.repeats)
