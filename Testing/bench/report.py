@@ -39,7 +39,7 @@ def columns_of(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     for name in (name for name in found if name.startswith("peers")):
         for what, row in found[name]["comparisons"].items():
             scan = "its sample scan" if what == "shipped" else found[name]["scan"]
-            out.append((f"{row['peer']}, {scan}", row))
+            out.append((f"{row['peer']}, {scan}", {**row, "rounds": found[name]["repeat"]}))
     return out
 
 
@@ -53,6 +53,7 @@ def peers_table(found: Mapping[str, Any]) -> list[str]:
         ratios = [row["ratios"].get(stage) for _, row in columns]
         if any(ratio is not None for ratio in ratios):
             lines.append(_line(NAMES.get(stage, stage), map(_times, ratios)))
+    lines.append(_line("rounds", (str(row["rounds"]) for _, row in columns)))
     lines.append(_line("equal labels", (f"{100 * row['agreement']:.3f} %" for _, row in columns)))
     return lines
 
@@ -72,8 +73,8 @@ def settings_line(found: Mapping[str, Any]) -> str:
     if machine["clock"] == "processor":
         busy = ", by the processor's seconds, since the computer was busy"
     one = "one thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
-    medians = f"Medians of {table['repeat']} rounds in turn, {one}{busy}"
-    return f"{medians}; above 1 this package is faster or smaller."
+    medians = f"The peer's figure divided by ours, medians of rounds in turn, {one}{busy}"
+    return f"{medians}: above 1 this package is faster or smaller."
 
 
 def sentences(found: Mapping[str, Any]) -> Iterator[str]:

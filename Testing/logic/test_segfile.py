@@ -204,7 +204,7 @@ def test_broken_legends_and_segmentations_are_refused(tmp_path, a_prediction_wit
 
 @pytest.mark.parametrize("seed", range(4))
 def test_structures_of_layers_that_overlap_here_and_there_are_all_found_again(seed):
-    """Whole layers are painted at once where nothing overlaps, structure by structure where something does."""
+    """Whole layers are painted at once where nothing overlaps, one structure after another where it does."""
     rng = np.random.default_rng(seed)
     grid, words = phantoms.tilted_grid((6, 7, 8)), list(vocabulary().values())
     layers = [rng.choice(4, grid.shape, p=(0.85, 0.05, 0.05, 0.05)).astype(np.uint8) for _ in range(3)]
@@ -215,7 +215,10 @@ def test_structures_of_layers_that_overlap_here_and_there_are_all_found_again(se
         for value in (3, 1, 2)
     ]
     p = Prediction(
-        grid=grid, layers=tuple(layer_of(x, (1, 2, 3)) for x in layers), entries=tuple(entries), origin=Origin()
+        grid=grid,
+        layers=tuple(layer_of(x, (1, 2, 3)) for x in layers),
+        entries=tuple(entries),
+        origin=Origin(),
     )
     packed = pack(p)
     assert len({(at, value) for _, at, value in packed.places}) == 9
