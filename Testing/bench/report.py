@@ -103,8 +103,9 @@ def sentences(found: Mapping[str, Any]) -> Iterator[str]:
                 seen = " and ".join(f"{table['settings'][stage]}^3" for stage in ("coarse", "fine"))
                 yield (
                     f"EfficientSegmentation's published channels, a scan of {size} voxels seen as {seen}, "
-                    f"{table[name]['used']}, one thread: coarse {spent['coarse']:.1f} s, "
-                    f"fine {spent['fine']:.1f} s, peak {table[name]['peak_mib'] / 1024:.1f} GiB."
+                    f"{table[name]['used']}, one thread ({table['machine']['clock']} clock): coarse "
+                    f"{spent['coarse']:.1f} s, fine {spent['fine']:.1f} s, "
+                    f"peak {table[name]['peak_mib'] / 1024:.1f} GiB."
                 )
         saved = {name: pair for name, pair in table["windows"].items() if pair[1] < pair[0]}
         part = ", ".join(f"{name} {few} of {all_}" for name, (all_, few) in saved.items())
