@@ -39,6 +39,21 @@ def timed(work: Callable[[], Any], device: torch.device, repeats: int) -> tuple[
     return min(seconds), answer
 
 
+def asked(pixels: int) -> argparse.Namespace:
+    """The options; `pixels` of a batch unless they say otherwise."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--size", type=int, default=96, help="voxels of a side")
+    p.add_argument("--organ", type=int, default=20, help="voxels of a side of the organ")
+    p.add_argument("--width", type=int, default=16)
+    p.add_argument("--published", action="store_true")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--precision", default="fp32")
+    p.add_argument("--pixels", type=int, default=pixels, help="of a batch")
+    p.add_argument("--repeats", type=int, default=2)
+    p.add_argument("--json", type=Path)
+    return p.parse_args()
+
+
 def main() -> None:
     """Prints and writes the figures."""
     from CTSegLogic.engine.backend import Accelerator
@@ -50,17 +65,7 @@ def main() -> None:
     from CTSegLogic.values.grid import Grid
     from CTSegLogic.values.run import Run
 
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--size", type=int, default=96, help="voxels of a side")
-    p.add_argument("--organ", type=int, default=20, help="voxels of a side of the organ")
-    p.add_argument("--width", type=int, default=16)
-    p.add_argument("--published", action="store_true")
-    p.add_argument("--device", default="cpu")
-    p.add_argument("--precision", default="fp32")
-    p.add_argument("--pixels", type=int, default=Settings().at_once, help="of a batch")
-    p.add_argument("--repeats", type=int, default=2)
-    p.add_argument("--json", type=Path)
-    options = p.parse_args()
+    options = asked(Settings().at_once)
     run = Run(device=options.device, precision=options.precision)
     device = pick_device(run)
     settled = Accelerator(Shelf(), device).settled  # memory as in a real run
