@@ -1,14 +1,17 @@
 # make demo    set up .venv and segment the sample scan        make test    the tests (under 15 minutes with demo, 2 cores)
 # make verify  long suites: training, faults, hostile input    make bench   benchmarks against peers, JSON out
+# make bench-report   README's tables and plot from Testing/data/bench (make bench SIZE=300,512,512: larger scans)
 # make lint    ruff and mypy                                   make clean   remove .venv and results
 PYTHON ?= python3
 VENV ?= .venv
 DATA ?= $(wildcard ../shared/data)
+PEERS ?= .venv-peers
+SIZE ?= 120,192,192
 BIN = $(VENV)/bin
 JOBS ?= 2
 PYTEST = $(BIN)/python -m pytest $(if $(DATA),--data=$(DATA))
 
-.PHONY: demo test verify bench lint clean setup
+.PHONY: demo test verify bench bench-report peers lint clean setup
 
 setup: $(VENV)/.ready
 
@@ -32,13 +35,26 @@ verify: setup
 	PYTHONPATH=Testing $(BIN)/python -m fuzz
 	$(BIN)/python Testing/tools/reliability.py
 
-bench: setup
+peers: $(PEERS)/.ready
+
+$(PEERS)/.ready: Testing/peers/requirements.txt constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r Testing/peers/requirements.txt
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps TotalSegmentator==2.18.0
+	touch $@
+
+bench: setup peers
+	$(BIN)/python Testing/bench/peers.py --size $(SIZE) --peer-python $(PEERS)/bin/python --json peers-bench.json
 	$(BIN)/python Testing/bench/engine.py --json engine-bench.json
 	$(BIN)/python Testing/bench/vista.py --json vista-bench.json
+
+bench-report: setup
+	$(BIN)/python Testing/bench/report.py
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) ctseg-demo engine-bench.json vista-bench.json .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PEERS) ctseg-demo peers-bench.json engine-bench.json vista-bench.json .pytest_cache .ruff_cache .mypy_cache

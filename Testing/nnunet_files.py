@@ -47,13 +47,20 @@ def with_second_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     return out
 
 
-def random_net(model: Model, seed: int = 1) -> PlannedUNet:
-    """The model's network with random weights."""
+def random_net(model: Model, seed: int = 1, *, balanced: bool = False) -> PlannedUNet:
+    """The model's network with random weights; `balanced` takes from each class what it would have
+    everywhere, so that none wins all of a scan."""
     torch.manual_seed(seed)
-    return PlannedUNet(part_of(plans_of(model), dataset_of(model), model.configuration).plan)
+    net = PlannedUNet(part_of(plans_of(model), dataset_of(model), model.configuration).plan)
+    if balanced:
+        head = net.decoder.seg_layers[-1]
+        with torch.no_grad():
+            head.weight -= head.weight.mean(dim=1, keepdim=True)
+            head.bias.zero_()
+    return net
 
 
-def write_model(model: Model, folder: Path) -> Path:
+def write_model(model: Model, folder: Path, *, balanced: bool = False) -> Path:
     """A trained model's folder, as nnU-Net v2 leaves it."""
     root = folder / model.dataset / f"nnUNetTrainer__nnUNetPlans__{model.configuration}"
     root.mkdir(parents=True)
@@ -62,7 +69,7 @@ def write_model(model: Model, folder: Path) -> Path:
     for fold in range(model.folds):
         (root / f"fold_{fold}").mkdir()
         checkpoint = {
-            "network_weights": with_second_names(random_net(model, fold + 1).state_dict()),
+            "network_weights": with_second_names(random_net(model, fold + 1, balanced=balanced).state_dict()),
             "logging": {"mean_fg_dice": [np.float64(0.5), np.float32(0.25)]},
             "_best_ema": np.float64(0.5),
             "init_args": {"configuration": model.configuration, "device": torch.device("cpu")},

@@ -220,8 +220,24 @@ def sharing(run: Run, count: int) -> Run:
 
 
 def share_threads(runs: Sequence[Run]) -> int:
-    """Threads of the network for each process, so that together they take no more than one would."""
+    """Threads of the network for each process, so that together they take no more than one would: those
+    `ctseg doctor --tune` chose, unless the user named a number."""
     import torch
 
+    from CTSegLogic.engine.tuning import TABLE, tuned_from
+    from CTSegLogic.files.shelf import Shelf
+    from CTSegLogic.files.weights import threads_named
+
+    tuned = None if threads_named() else tuned_from(Shelf().table(TABLE)).threads
     on_cpu = sum(run.device in ("cpu", "auto") for run in runs)
-    return max(torch.get_num_threads() // max(on_cpu, 1), 1)
+    return max((tuned or torch.get_num_threads()) // max(on_cpu, 1), 1)
+
+
+def take_threads(count: int) -> None:
+    """Gives this process its share of the threads, which no tuning changes any more."""
+    import torch
+
+    from CTSegLogic.files.weights import name_threads
+
+    torch.set_num_threads(count)
+    name_threads(count)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from CTSegLogic.app.crew import Crew, Processes, share_threads
+from CTSegLogic.app.crew import Crew, Processes, share_threads, take_threads
 from CTSegLogic.app.metrics import agreement
 from CTSegLogic.app.summary import Row
 from CTSegLogic.files.images import is_image, read_image, stem
@@ -189,12 +189,10 @@ def _rows_of_model(
 def _judge_of_model(
     card: str, quality: Quality, tolerance_mm: float, threads: int | None, run: Run
 ) -> _Judge:
-    import torch
-
     from CTSegLogic.app.session import Session
 
     if threads is not None:
-        torch.set_num_threads(threads)
+        take_threads(threads)
     return _Judge(functools.partial(_rows_of_model, Session(run), card, quality, tolerance_mm), run)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
-from CTSegLogic.app.crew import Processes, share_threads
+from CTSegLogic.app.crew import Processes, share_threads, take_threads
 from CTSegLogic.systems import open_system
 from CTSegLogic.systems.clnet import ClNet
 from CTSegLogic.systems.clnet.many import Claims, concluded, cost_of, groups_of, merged_heads, widened
@@ -76,9 +76,7 @@ class _Hand:
     def __init__(
         self, card: Card, volume: Volume, among: Sequence[Structure], threads: int, run: Run
     ) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
+        take_threads(threads)
         system = open_system(card, run)
         assert isinstance(system, ClNet)
         self.system, self.volume, self.among, self.run = system, volume, among, run

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from CTSegLogic.app.crew import take_threads
 from CTSegLogic.app.ending import told_of
 from CTSegLogic.app.scans import Scan
 from CTSegLogic.app.segmenting import Asked, Looks, segment_volume, write_looks
@@ -233,9 +234,7 @@ class _Peak:
 
 def pipeline_of(asked: Asked, threads: int, run: Run) -> Pipeline:
     """A pipeline in a process of its own, with that many threads for the network."""
-    import torch
-
     from CTSegLogic.app.session import Session
 
-    torch.set_num_threads(threads)
+    take_threads(threads)
     return Pipeline(asked, Session(run))

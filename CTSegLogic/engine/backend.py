@@ -16,7 +16,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -95,14 +95,15 @@ class Accelerator:
         self.ready: dict[str, Streams] = {}
 
     @contextlib.contextmanager
-    def settled(self, plan: MemoryPlan) -> Iterator[None]:
-        """Threads and memory as this computer was tuned, while a network runs on the CPU."""
+    def settled(self, plan: MemoryPlan | None = None) -> Iterator[None]:
+        """Threads and memory as this computer was tuned, while a network runs on the CPU; `plan` says how
+        much it needs, None that it is little (slices)."""
         if self.device.type != "cpu":
             yield
             return
         tuned = tuned_from(self.shelf.table(TABLE))
         # Kept memory is memory that others cannot have: only where two such runs would fit.
-        keep = tuned.keep_memory and 2 * plan.batch_bytes < plan.free
+        keep = tuned.keep_memory and (plan is None or 2 * plan.batch_bytes < plan.free)
         threads = None if self.threads_named else tuned.threads
         with applied(Tuned(threads=threads, keep_memory=keep)):
             yield
@@ -134,6 +135,39 @@ class Accelerator:
         Raises:
             PackageMissing: the named backend is not installed.
         """
+        shapes = [plan.tiling.patch_kji, [sink.channels for sink in sinks]]
+        # The files in their order: the streams of two heads must not change places.
+        parts = [list(of.items()), shapes]
+        return self._judged(call, run, parts, lambda: _Trial(call, image, sinks, plan, occupied), lasting)
+
+    def numbers(self, call: Streams, example: Tensor, run: Run, *, of: Mapping[str, str]) -> Accelerated:
+        """What runs a network whose answer is numbers, not classes: a backend where they are torch's.
+
+        Args:
+            call: the network in torch, inputs (B, ...) -> streams (B, ...).
+            example: one input (1, ...), the agreement on which is believed from then on.
+            run: the backend and precision asked for.
+            of: SHA-256 of each file of the network, by name.
+
+        Raises:
+            PackageMissing: the named backend is not installed.
+        """
+        parts = [list(of.items()), list(example.shape)]
+        return self._judged(call, run, parts, lambda: _Numbers(call, example), lasting=True)
+
+    def without(self, run: Run, why: str) -> tuple[str, ...]:
+        """What must be said of a network that no backend runs: nothing, unless the user named one.
+
+        Raises:
+            PackageMissing: the named backend is not installed.
+        """
+        name = "torch" if run.backend == "auto" else self._wanted(run)
+        return () if name == "torch" else (f"{BACKENDS[name].title} was not used: {why}",)
+
+    def _judged(
+        self, call: Streams, run: Run, parts: list[Any], trial_of: Callable[[], _Trial], lasting: bool
+    ) -> Accelerated:
+        """The backend asked for where it stands the trial, else torch and what must be said."""
         name = self._wanted(run)
         if name == "torch":
             said = ("int8 is OpenVINO's alone (--backend openvino): torch ran without it.",)
@@ -142,14 +176,12 @@ class Accelerator:
         if backend.device != self.device.type:
             said = f"{backend.title} does not run on {self.device}: torch was used."
             return Accelerated(call, notes=(said,))
-        # The files in their order: the streams of two heads must not change places.
-        shapes = [plan.tiling.patch_kji, [sink.channels for sink in sinks]]
-        key = _digest([name, backend.version, list(of.items()), shapes])
+        key = _digest([name, backend.version, *parts])
         known = self.shelf.table(_NOTES).get(key)
         known = dict(known) if isinstance(known, Mapping) else {}
         if run.backend == "auto" and known.get("use") == "torch":
             return Accelerated(call)
-        trial = _Trial(call, image, sinks, plan, occupied)
+        trial = trial_of()
         with torch.inference_mode():
             found = self._first_that_agrees(name, trial, run, key, known, lasting)
             if run.backend == "auto" and "use" not in known:
@@ -185,15 +217,15 @@ class Accelerator:
         asked = [p for p in able if run.precision in ("auto", p)] or ["fp32"]
         if run.precision == "int8":  # never by itself: it is asked for, and what is refused falls back
             asked = ["int8", *able] if name == "openvino" else list(able)
-        job = Job(
-            module=Traced(trial.call).eval(), tile=trial.tiles[0], shelf=self.shelf, samples=trial.tiles
-        )
+        traced = Traced(trial.call).eval()
+        job = Job(module=traced, tile=trial.tiles[0], shelf=self.shelf, samples=trial.tiles)
         for precision in asked:
             title = f"{backend.title} {precision}"
             refused = known.get(f"refused {precision}")
             if refused is not None and precision != asked[-1]:
                 # It was held against torch before, with these very weights.
-                notes += [_too_far(title, float(refused))] if run.precision == "int8" else []
+                said = f"{title} was not used: {trial.said(float(refused))}"
+                notes += [said] if run.precision == "int8" else []
                 continue
             try:
                 compiled = self._built(backend, job, precision, f"{key}-{precision}")
@@ -211,7 +243,7 @@ class Accelerator:
                 # A faster precision that was refused on the way is no news once a slower one is right.
                 told = notes if run.precision == "int8" else []  # but it is to who asked for it
                 return Accelerated(trial.call, compiled, f"{name} {precision}", [*told, *job.notes])
-            notes.append(_too_far(title, dice))
+            notes.append(f"{title} was not used: {trial.said(dice)}")
             if precision != "int8" or trial.compared:  # on a tile of nothing 8 bits are seldom close enough
                 known[f"refused {precision}"] = round(dice, 6)
                 notes += self._noted(key, known)
@@ -261,6 +293,10 @@ class _Trial:
                 return dice
         return 1.0 if _difference(self.expected[-1], seen) <= _CLOSE else 0.0
 
+    def said(self, dice: float) -> str:
+        """How far the labels are apart, in words."""
+        return f"its labels agree with torch to a Dice of {dice:.4f} only."
+
     def timed(self, found: Accelerated) -> dict[str, Any]:
         """Whether the backend is faster than torch on a tile of this scan, run in turn."""
         if found.compiled is None:
@@ -280,8 +316,20 @@ class _Trial:
             return self.call(tile.float())
 
 
-def _too_far(title: str, dice: float) -> str:
-    return f"{title} was not used: its labels agree with torch to a Dice of {dice:.4f} only."
+class _Numbers(_Trial):
+    """One input of a network without classes; the agreement is what is left of 1 after the difference."""
+
+    def __init__(self, call: Streams, example: Tensor) -> None:
+        self.call, self.tiles, self.compared = call, [example], True
+
+    def agreement(self, compiled: Streams) -> float:
+        """1 less the largest difference of any number, as a share of the largest number."""
+        expected, seen = self._torch(self.tiles[0]), compiled(self.tiles[0])
+        return 1 - _difference(expected, seen) if _shaped_alike(seen, expected) else 0.0
+
+    def said(self, dice: float) -> str:
+        """How far the numbers are apart, in words."""
+        return f"its numbers differ from torch's by {100 * (1 - dice):.2g} % of the largest."
 
 
 def least_dice(expected: Sequence[Tensor], seen: Sequence[Tensor], sinks: Sequence[Sink]) -> float | None:

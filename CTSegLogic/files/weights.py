@@ -70,6 +70,11 @@ def settle_ray() -> None:
         os.environ.setdefault(f"RAY_{name}", value)
 
 
+def name_threads(count: int) -> None:
+    """Sets a number of threads for this process and its children, as a user would."""
+    os.environ["OMP_NUM_THREADS"] = str(count)
+
+
 def cards() -> dict[str, Card]:
     """Every known model by name: shipped, then the user's own, which may not take a shipped name."""
     found: dict[str, Card] = {}

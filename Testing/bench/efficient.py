@@ -5,27 +5,28 @@
 
 Every variant is a process of its own. The scan is a phantom and the weights are random, so the drawer is
 given a box (--box, a share of each axis) instead of what the finder made of noise; sizes and channels are
-those that were published. The first scan builds the backend and is told apart from those that follow. Windows
-are those that models with windows would run on the whole scan and in the box. No seconds are asserted.
+those that were published. What a backend needs once per computer (building, agreeing with torch) is told
+apart from what every later process needs, and a process's first scan from those that follow. Windows are
+those that models with windows would run on the whole scan and in the box. No seconds are asserted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import fresh, machine, now
 
-ROOT = Path(__file__).resolve().parents[2]
 BACKENDS = ("torch", "openvino")
 KEYS = ("liver", "kidney", "spleen", "pancreas")
 SLIM = (2, 4, 4, 8, 8)
@@ -65,6 +66,7 @@ def scan_of(shape: tuple[int, int, int]) -> Any:
 
 def worker(options: argparse.Namespace) -> None:
     """One backend in this process; figures to stdout."""
+    from CTSegLogic.engine import origin
     from CTSegLogic.engine.stages import Region
     from CTSegLogic.systems import open_system
     from CTSegLogic.values.grid import Box
@@ -72,6 +74,7 @@ def worker(options: argparse.Namespace) -> None:
     from CTSegLogic.values.run import Run
 
     torch.set_num_threads(options.threads)
+    origin.time = SimpleNamespace(perf_counter=now)  # stages by the clock of all benchmarks
     volume = scan_of(options.size)
     run = Run(device=options.device, backend=options.worker, precision=options.precision)
     low = [int(n * (1 - options.box) / 2) for n in options.size]
@@ -85,7 +88,9 @@ def worker(options: argparse.Namespace) -> None:
         for _ in range(options.scans + 1):
             fast = system.segment(volume, resolve(Classes(KEYS), card), replace(run, quality="fast"))
             fine = system.refine(volume, region, resolve(Classes(KEYS), card), run)
-            rows.append({"coarse": fast.origin.seconds["coarse"], "fine": fine.origin.seconds["fine"]})
+            spent = {**fast.origin.seconds, **fine.origin.seconds}
+            spent["load"] = fast.origin.seconds["load"] + fine.origin.seconds["load"]
+            rows.append({**spent, "total": sum(spent.values())})
     said = fine.origin.options["backend"], list(fine.origin.warnings)
     figures = {
         "first": rows[0],
@@ -119,25 +124,34 @@ def _peak(run: Any) -> float:
 def run_all(options: argparse.Namespace) -> dict[str, Any]:
     """The figures of every backend, each from a process of its own."""
     table: dict[str, Any] = {
-        "machine": {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__},
+        "machine": machine(options.threads) | {"torch": torch.__version__},
         "settings": {k: str(v) for k, v in vars(options).items() if k not in ("worker", "json")},
     }
+    folder = tempfile.TemporaryDirectory()
+    os.environ["CTSEG_HOME"] = folder.name
     for name in options.backends.split(","):
-        order = [sys.executable, str(Path(__file__)), *sys.argv[1:], "--worker", name]
-        done = subprocess.run(order, capture_output=True, text=True, cwd=ROOT)
-        if done.returncode:
-            sys.stderr.write(done.stderr)
+        own = [*sys.argv[1:], "--worker", name]
+        try:
+            if name != "torch":
+                # Building, and an agreement with torch that is then believed, happen once per computer.
+                table[f"{name}, the first time"] = fresh(Path(__file__), [*own, "--scans", "0"])
+            table[name] = figures = fresh(Path(__file__), own)
+        except SystemExit as error:
+            sys.stderr.write(f"{error}\n")
             continue
-        table[name] = figures = json.loads(done.stdout.splitlines()[-1])
         then = {
             stage: statistics.median(row[stage] for row in figures["then"] or [figures["first"]])
-            for stage in ("coarse", "fine")
+            for stage in ("load", "coarse", "fine", "total")
         }
+        figures["median"] = then
         sys.stdout.write(
             f"{name:10s} ({figures['used']}): coarse {then['coarse']:.2f} s, fine {then['fine']:.2f} s, "
-            f"first scan {sum(figures['first'].values()):.2f} s, peak {figures['peak_mib']:.0f} MiB\n"
+            f"first scan {figures['first']['total']:.2f} s, peak {figures['peak_mib']:.0f} MiB\n"
         )
         table["windows"] = figures["windows"]
+        if options.json:
+            options.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    folder.cleanup()
     for model, (whole, part) in table.get("windows", {}).items():
         sys.stdout.write(f"    {model}: {part} windows in the box instead of {whole}\n")
     return table
@@ -164,9 +178,7 @@ def main() -> None:
     if options.worker:
         worker(options)
         return
-    table = run_all(options)
-    if options.json:
-        options.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    run_all(options)
 
 
 if __name__ == "__main__":

@@ -14,22 +14,17 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
+from measuring import Peak, Timer, fresh, now
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[2]
-SHAPE, CROP = (300, 512, 512), (150, 230, 230)
+CROP = (150, 230, 230)  # inverted logits of the whole scan would not fit into memory
 # No voxel of this scan lies half way between two of the model's: there "nearest" has two right answers.
 SPACING_MM, WORK_MM = (1.3, 0.8, 0.8), 1.5
 ROI, OVERLAP, FEATURES = (96, 96, 96), 0.5, 32
@@ -57,41 +52,6 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))
-
-
-class Timer:
-    """Adds up the seconds spent inside a callable."""
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self.call, self.seconds, self.count = call, 0.0, 0
-
-    def __call__(self, *given: Any) -> Any:
-        began = time.perf_counter()
-        y = self.call(*given)
-        self.seconds += time.perf_counter() - began
-        self.count += 1
-        return y
-
-
-class Peak:
-    """Most memory this process held while the block ran, above what it held before (bytes)."""
-
-    def __enter__(self) -> Peak:
-        self.process = psutil.Process()
-        self.before = self.most = self.process.memory_info().rss
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self.stop.wait(0.003):
-            self.most = max(self.most, self.process.memory_info().rss)
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self.thread.join()
-        self.extra = self.most - self.before
 
 
 def a_scan(shape: tuple[int, int, int]) -> np.ndarray:
@@ -131,10 +91,10 @@ def run_ours(scan: np.ndarray, classes: int, mode: str) -> tuple[np.ndarray, dic
     prepare = Prepare(
         spacing_mm=(WORK_MM,) * 3, patch_kji=ROI, intensity=tone, code="SAR", antialias=False, overlap=OVERLAP
     )
-    began = time.perf_counter()
+    began = now()
     work = prepare.grid_over(volume.grid)
     image = network_input(volume, work, prepare, torch.device("cpu"))
-    prepared = time.perf_counter()
+    prepared = now()
     weight, bias = net.head.weight.detach()[:, :, 0, 0, 0], net.head.bias.detach()
     readout = Readout(
         channels=FEATURES, model=work, scan=volume.grid, classes=classes, matrix=weight, bias=bias, mode=mode
@@ -142,9 +102,9 @@ def run_ours(scan: np.ndarray, classes: int, mode: str) -> tuple[np.ndarray, dic
     readout._logits = classes_timer = Timer(readout._logits)
     with torch.inference_mode():
         slide(image, net_timer, [readout], Tiling(patch_kji=ROI, overlap=OVERLAP, placing="stepped"), Run())
-    slid = time.perf_counter()
+    slid = now()
     labels = readout.finish()
-    ended = time.perf_counter()
+    ended = now()
     net_timer.seconds += classes_timer.seconds
     return labels, _stages(net_timer, prepared - began, slid - prepared, ended - slid, ended - began)
 
@@ -168,15 +128,15 @@ def run_monai(scan: np.ndarray, classes: int, mode: str) -> tuple[np.ndarray, di
     labels = AsDiscreted("pred", argmax=True)
     back = Invertd("pred", transform=before, orig_keys="image", nearest_interp=mode == "nearest")
     after = Compose([labels, back] if mode == "nearest" else [back, labels])
-    began = time.perf_counter()
+    began = now()
     data = before({"image": MetaTensor(torch.from_numpy(scan)[None], affine=affine)})
-    prepared = time.perf_counter()
+    prepared = now()
     inferer = SlidingWindowInferer(ROI, sw_batch_size=1, overlap=OVERLAP, mode="gaussian")
     with torch.inference_mode():
         data["pred"] = inferer(data["image"][None], net_timer)[0]
-    slid = time.perf_counter()
+    slid = now()
     out = after(data)["pred"][0].numpy().astype(np.uint8)
-    ended = time.perf_counter()
+    ended = now()
     return out, _stages(net_timer, prepared - began, slid - prepared, ended - slid, ended - began)
 
 
@@ -196,7 +156,7 @@ def _stages(timer: Timer, prepare: float, slide: float, restore: float, total: f
 def worker(options: argparse.Namespace) -> None:
     """One run of one engine: labels into a file, figures to stdout."""
     torch.set_num_threads(options.threads)
-    scan = a_scan(CROP if options.crop else SHAPE)
+    scan = a_scan(options.size)
     engine = {"ours": run_ours, "monai": run_monai}[options.worker]
     engine(a_scan((100, 100, 100)), 3, options.mode)  # imports and first-call work are not measured
     with Peak() as peak:
@@ -205,27 +165,24 @@ def worker(options: argparse.Namespace) -> None:
     sys.stdout.write(json.dumps({**figures, "extra_peak_bytes": peak.extra}) + "\n")
 
 
-def measured(engine: str, classes: int, mode: str, crop: bool, threads: int, labels: Path) -> dict[str, Any]:
+def measured(
+    engine: str, classes: int, mode: str, size: tuple[int, ...], threads: int, labels: Path
+) -> dict[str, Any]:
     """The figures of one run in a fresh process."""
-    command = [sys.executable, __file__, "--worker", engine, "--classes", str(classes), "--mode", mode]
-    command += ["--threads", str(threads), "--labels", str(labels), *(["--crop"] if crop else [])]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        message = f"{engine} with {classes} classes failed:\n{done.stderr[-2000:]}"
-        raise SystemExit(message)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    given = ["--worker", engine, "--classes", str(classes), "--mode", mode]
+    given += ["--threads", str(threads), "--labels", str(labels), "--size", ",".join(map(str, size))]
+    return fresh(Path(__file__), given)
 
 
 def compared(
-    classes: int, mode: str, crop: bool, options: argparse.Namespace, folder: Path
+    classes: int, mode: str, size: tuple[int, ...], options: argparse.Namespace, folder: Path
 ) -> dict[str, Any]:
     """Both engines in turn, and how they compare."""
     runs: dict[str, list[dict[str, Any]]] = {"ours": [], "monai": []}
     files = {engine: folder / f"{engine}.npy" for engine in runs}
     for _ in range(options.repeat):
         for engine, found in runs.items():
-            found.append(measured(engine, classes, mode, crop, options.threads, files[engine]))
+            found.append(measured(engine, classes, mode, size, options.threads, files[engine]))
             sys.stderr.write(f"{engine} {classes} classes {mode}: {json.dumps(found[-1])}\n")
     a, b = (np.load(files[engine]) for engine in ("ours", "monai"))
     middle = {
@@ -258,14 +215,15 @@ def main() -> int:
     parser.add_argument("--worker", choices=("ours", "monai"), help=argparse.SUPPRESS)
     parser.add_argument("--mode", default="nearest", help=argparse.SUPPRESS)
     parser.add_argument("--labels", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--crop", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--size", default="300,512,512", help="voxels of the whole scan, k,j,i")
     options = parser.parse_args()
+    options.size = tuple(int(n) for n in options.size.split(","))
     if options.worker:
         worker(options)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        rows = [compared(n, "nearest", False, options, Path(folder)) for n in options.classes]
-        rows += [compared(n, "smooth", True, options, Path(folder)) for n in options.classes]
+        rows = [compared(n, "nearest", options.size, options, Path(folder)) for n in options.classes]
+        rows += [compared(n, "smooth", CROP, options, Path(folder)) for n in options.classes]
     full = [row for row in rows if row["mode"] == "nearest"]
     growth = full[-1]["ours"]["extra_peak_bytes"] / full[0]["ours"]["extra_peak_bytes"] - 1
     table = {

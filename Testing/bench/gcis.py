@@ -1,6 +1,7 @@
 """gCIS: one window and one long scan, the chosen pathway against the published form that runs them all.
 
     python Testing/bench/gcis.py                       # small: feature size 12, window 64^3, scan 96x96x96
+    python Testing/bench/gcis.py --size 425,512,512 --spacing 0.42 --overlap 0.25     # small width, long scan
     python Testing/bench/gcis.py --full                # published: width 48, window 128^3, 512x512x425
     python Testing/bench/gcis.py --full --device cuda  # the same on an accelerator
 
@@ -13,20 +14,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import fresh, machine, now
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL: dict[str, Any] = {"feature_size": 12, "patch": 64, "scan": (96, 96, 96), "spacing": 1.0}
 FULL: dict[str, Any] = {"feature_size": 48, "patch": 128, "scan": (425, 512, 512), "spacing": 0.42}
 KEYS = (
@@ -42,6 +40,17 @@ KEYS = (
     "kidney_right",
 )
 WORKERS = ("window-ours", "window-dense", "scan-ours", "scan-dense")
+
+
+def size_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Width, window, scan and spacing: the small or the published ones, but for what the options name."""
+    named = {
+        "feature_size": options.width,
+        "patch": options.window,
+        "scan": options.size and tuple(int(n) for n in options.size.split(",")),
+        "spacing": options.spacing,
+    }
+    return (FULL if options.full else SMALL) | {key: value for key, value in named.items() if value}
 
 
 def programs(count: int) -> list[tuple[int, ...]]:
@@ -79,20 +88,22 @@ def window(options: argparse.Namespace, size: dict[str, Any], *, dense: bool) ->
     times = []
     with torch.inference_mode():
         for _ in range(options.repeats + 1):
-            began = time.perf_counter()
+            began = now()
             out = call(tile)[0].sum().item()
-            times.append(time.perf_counter() - began)
+            times.append(now() - began)
     return {"seconds": min(times[1:] or times), "sum": out}
 
 
 def whole(options: argparse.Namespace, size: dict[str, Any], *, dense: bool) -> dict[str, Any]:
     """Seconds from a scan to labels on its own voxels."""
+    from CTSegLogic.engine import origin
     from CTSegLogic.systems import gcis
     from CTSegLogic.values.grid import Grid
     from CTSegLogic.values.prompt import Classes, resolve
     from CTSegLogic.values.run import Run
     from CTSegLogic.values.volume import Volume
 
+    origin.time = SimpleNamespace(perf_counter=now)  # stages by the clock of all benchmarks
     keys, run = KEYS[: options.prompts], Run(device=options.device)
     with tempfile.TemporaryDirectory() as name:
         card = a_card(Path(name), size, keys, options.overlap)
@@ -104,9 +115,9 @@ def whole(options: argparse.Namespace, size: dict[str, Any], *, dense: bool) -> 
         scan = rng.integers(-200, 300, size["scan"], dtype=np.int16)
         grid = Grid.of(scan.shape, spacing_mm=[size["spacing"]] * 3, code="SPL")
         volume = Volume(array=scan[None], grid=grid, modality="CT")
-        began = time.perf_counter()
+        began = now()
         found = system.segment(volume, resolve(Classes(keys), card), run)
-        seconds = time.perf_counter() - began
+        seconds = now() - began
     return {
         "seconds": seconds,
         "stages": dict(found.origin.seconds),
@@ -162,7 +173,7 @@ def worker(options: argparse.Namespace) -> None:
     """One run; its figures to stdout."""
     torch.set_num_threads(options.threads)
     what, form = options.worker.split("-")
-    size = FULL if options.full else SMALL
+    size = size_of(options)
     figures = {"window": window, "scan": whole}[what](options, size, dense=form == "dense")
     figures["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if options.device.startswith("cuda"):
@@ -172,14 +183,21 @@ def worker(options: argparse.Namespace) -> None:
 
 def measured(name: str, prompts: int, arguments: list[str]) -> dict[str, Any]:
     """The figures of one run in a process of its own, or how it ended."""
-    command = [sys.executable, __file__, *arguments, "--worker", name, "--prompts", str(prompts)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     row: dict[str, Any] = {"run": name, "prompts": prompts}
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
-        return {**row, "failed": last[:300]}
-    return {**row, **json.loads(done.stdout.splitlines()[-1])}
+    try:
+        return row | fresh(Path(__file__), [*arguments, "--worker", name, "--prompts", str(prompts)])
+    except SystemExit as error:
+        return {**row, "failed": str(error).splitlines()[-1][:300]}
+
+
+def _dense_over_ours(rows: list[dict[str, Any]], figure: str) -> dict[str, float]:
+    """A figure of the dense form as a multiple of ours, for each thing that both forms ran."""
+    found = {(row["run"], row["prompts"]): row[figure] for row in rows if figure in row}
+    return {
+        f"{name.removesuffix('-dense')} {count}": dense / found[name.replace("dense", "ours"), count]
+        for (name, count), dense in found.items()
+        if name.endswith("dense") and (name.replace("dense", "ours"), count) in found
+    }
 
 
 def main() -> int:
@@ -188,6 +206,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=Path("gcis-bench.json"))
     parser.add_argument("--full", action="store_true", help="the published width, window and scan")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--size", help="voxels of the scan, k,j,i")
+    parser.add_argument("--spacing", type=float, help="of its voxels, mm; the network's grid has 1 mm")
+    parser.add_argument("--width", type=int, help="feature size of the network")
+    parser.add_argument("--window", type=int, help="side of the window, voxels")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--overlap", type=float, default=0.5)
@@ -203,6 +225,9 @@ def main() -> int:
     passed = ["--device", options.device, "--threads", str(options.threads)]
     passed += ["--repeats", str(options.repeats), "--overlap", str(options.overlap)]
     passed += ["--full"] if options.full else []
+    for name in ("size", "spacing", "width", "window"):
+        value = getattr(options, name)
+        passed += [f"--{name}", str(value)] if value else []
     skipped = {*(("scan-ours", "scan-dense") if options.skip_scan else ())}
     skipped |= {"scan-dense"} if options.skip_dense_scan else set()
     rows = []
@@ -211,25 +236,20 @@ def main() -> int:
             if name not in skipped:
                 rows.append(measured(name, count, passed))
                 sys.stderr.write(json.dumps(rows[-1]) + "\n")
-    seconds = {(row["run"], row["prompts"]): row["seconds"] for row in rows if "seconds" in row}
-    ratios = {
-        f"{what} {count}": seconds[f"{what}-dense", count] / seconds[f"{what}-ours", count]
-        for what in ("window", "scan")
-        for count in options.prompts
-        if (f"{what}-dense", count) in seconds and (f"{what}-ours", count) in seconds
-    }
+    ratios, memory = (_dense_over_ours(rows, figure) for figure in ("seconds", "peak_gib"))
     table = {
         "what": __doc__.split("\n\n")[0],
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "size": FULL if options.full else SMALL,
-        "device": options.device,
+        "machine": machine(options.threads) | {"torch": torch.__version__},
+        "size": size_of(options),
+        "settings": {"threads": options.threads, "overlap": options.overlap, "device": options.device},
         "times_faster_than_dense": ratios,
+        "memory_of_dense_over_ours": memory,
         "rows": rows,
     }
     options.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     for what, ratio in ratios.items():
-        sys.stdout.write(f"{what} prompt(s): {ratio:.2f} times faster than the dense form\n")
+        said = f"{ratio:.2f} times faster than the dense form, {memory[what]:.2f} times less memory"
+        sys.stdout.write(f"{what} prompt(s): {said}\n")
     return 0
 
 

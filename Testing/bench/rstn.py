@@ -13,17 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import ROOT, machine, now
 
-ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 
@@ -33,23 +31,16 @@ def timed(work: Callable[[], Any], device: torch.device, repeats: int) -> tuple[
     for _ in range(repeats):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        began = time.perf_counter()
+        began = now()
         answer = work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(now() - began)
     return min(seconds), answer
 
 
-def main() -> None:
-    """Prints and writes the figures."""
-    from CTSegLogic.engine.device import pick_device
-    from CTSegLogic.nets.rstn import RstnNet, RstnPlan
-    from CTSegLogic.systems.rstn.rounds import Sight
-    from CTSegLogic.systems.rstn.settings import Settings
-    from CTSegLogic.values.grid import Grid
-    from CTSegLogic.values.run import Run
-
+def asked(pixels: int) -> argparse.Namespace:
+    """The options; `pixels` of a batch unless they say otherwise."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--size", type=int, default=96, help="voxels of a side")
     p.add_argument("--organ", type=int, default=20, help="voxels of a side of the organ")
@@ -57,12 +48,27 @@ def main() -> None:
     p.add_argument("--published", action="store_true")
     p.add_argument("--device", default="cpu")
     p.add_argument("--precision", default="fp32")
-    p.add_argument("--pixels", type=int, default=Settings().at_once, help="of a batch")
+    p.add_argument("--pixels", type=int, default=pixels, help="of a batch")
     p.add_argument("--repeats", type=int, default=2)
     p.add_argument("--json", type=Path)
-    options = p.parse_args()
+    return p.parse_args()
+
+
+def main() -> None:
+    """Prints and writes the figures."""
+    from CTSegLogic.engine.backend import Accelerator
+    from CTSegLogic.engine.device import pick_device
+    from CTSegLogic.files.shelf import Shelf
+    from CTSegLogic.nets.rstn import RstnNet, RstnPlan
+    from CTSegLogic.systems.rstn.rounds import Sight
+    from CTSegLogic.systems.rstn.settings import Settings
+    from CTSegLogic.values.grid import Grid
+    from CTSegLogic.values.run import Run
+
+    options = asked(Settings().at_once)
     run = Run(device=options.device, precision=options.precision)
     device = pick_device(run)
+    settled = Accelerator(Shelf(), device).settled  # memory as in a real run
     torch.manual_seed(0)
     kind: Any = "fcn8s" if options.published else "planar"
     net = RstnNet(RstnPlan(kind=kind, width=options.width, coded=not options.published)).to(device).eval()
@@ -71,13 +77,14 @@ def main() -> None:
     mask = np.zeros(image.shape, bool)
     mask[low:high, low:high, low:high] = True
     table: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
+        "machine": machine(torch.get_num_threads()),
         "torch": torch.__version__,
     }
     table |= {k: v for k, v in vars(options).items() if k != "json"} | {"threads": torch.get_num_threads()}
     answers: dict[str, list[Any]] = {"coarse": [], "round": []}
     for name, pixels in (("slices", 1), ("batches", options.pixels)):
-        sight = Sight(dict.fromkeys("XYZ", net), image, Grid.of(image.shape), Settings(at_once=pixels), run)
+        settings, grid = Settings(at_once=pixels), Grid.of(image.shape)
+        sight = Sight(dict.fromkeys("XYZ", net), image, grid, settings, run, settled)
         spent, coarse = timed(sight.coarse, device, options.repeats)
         region = sight.around(mask, "the benchmark")
         again, fine = timed(lambda s=sight, r=region: s.refined(r, 0), device, options.repeats)

@@ -200,3 +200,33 @@ def test_broken_legends_and_segmentations_are_refused(tmp_path, a_prediction_wit
     (tmp_path / "y.seg.nrrd").write_bytes(b"NRRD0004\n")
     with pytest.raises(ImageInvalid, match="cannot be read"):
         read_segmentation(tmp_path / "y.seg.nrrd")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_structures_of_layers_that_overlap_here_and_there_are_all_found_again(seed):
+    """Whole layers are painted at once where nothing overlaps, one structure after another where it does."""
+    rng = np.random.default_rng(seed)
+    grid, words = phantoms.tilted_grid((6, 7, 8)), list(vocabulary().values())
+    layers = [rng.choice(4, grid.shape, p=(0.85, 0.05, 0.05, 0.05)).astype(np.uint8) for _ in range(3)]
+    layers[1][layers[0] > 0] = 0
+    entries = [
+        Entry(structure=words[3 * n + value], layer=n, value=value, status="found", ml=1.0)
+        for n in range(3)
+        for value in (3, 1, 2)
+    ]
+    p = Prediction(
+        grid=grid,
+        layers=tuple(layer_of(x, (1, 2, 3)) for x in layers),
+        entries=tuple(entries),
+        origin=Origin(),
+    )
+    packed = pack(p)
+    assert len({(at, value) for _, at, value in packed.places}) == 9
+    for entry, at, value in packed.places:
+        assert np.array_equal(packed.maps[at] == value, p.mask(entry.structure.key))
+    single = pack(p, single=True)
+    shown = {entry.structure.key: (single.maps[0] == value) for entry, _, value in single.places}
+    for key, mask in shown.items():
+        lost = p.mask(key) & ~mask
+        assert not (mask & ~p.mask(key)).any()
+        assert (single.hidden.get(key, 0) > 0) == bool(lost.any())

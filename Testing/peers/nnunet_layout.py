@@ -18,7 +18,6 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,12 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import phantoms
 from nnunet_models import MODELS, Model, dataset_of, plans_of
+from run_nnunet import sums_in_fp32
 
 from CTSegLogic.app.session import Session
 from CTSegLogic.systems.nnunet.folder import trained_in
@@ -141,25 +142,6 @@ def scan_for(model: Model) -> Volume:
             array = np.where(array < -500, 0, array + 300).astype(np.float32)
         channels.append(array)
     return replace(volume, array=np.stack(channels))
-
-
-@contextlib.contextmanager
-def sums_in_fp32() -> Iterator[None]:
-    """The public predictor with its sums and weights in fp32 instead of fp16."""
-    import nnunetv2.inference.predict_from_raw_data as module
-    import torch
-
-    zeros, gaussian = torch.zeros, module.compute_gaussian
-
-    def wide(*sizes: Any, dtype: Any = None, **others: Any) -> Any:
-        return zeros(*sizes, dtype=torch.float32 if dtype == torch.float16 else dtype, **others)
-
-    module.compute_gaussian = lambda *a, **others: gaussian(*a, **others, dtype=torch.float32)
-    torch.zeros = wide
-    try:
-        yield
-    finally:
-        torch.zeros, module.compute_gaussian = zeros, gaussian
 
 
 def compare(model: Model, *, mirror: bool = False, exact: bool = False) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from CTSegLogic.engine.backend import Accelerator
+from CTSegLogic.engine.backend import Accelerated, Accelerator
 from CTSegLogic.engine.collect import collect
 from CTSegLogic.engine.device import MemoryPlan, autocast, overridden, pick_device, plan_memory
 from CTSegLogic.engine.doubt import tell, watch
@@ -68,14 +68,15 @@ class NnUNet:
             ready = last.prepared(volume, ensemble.part)
             clock.mark("prepare")
             readout, plan, fast = self._read(ensemble, head, ready, stage)
-            notes += fast
+            notes += fast.notes
             clock.mark("network")
             readout.labels = move(readout.finish(), ready.part, volume.grid, order=0, outside=0)
             more, of_head = collect(readout, head, wanted, volume.grid, len(layers), clean=False)
             layers += more
             entries += of_head
             clock.mark("labels")
-        origin = origin_of(self.card, sums, ask, run, self.device, clock, plan, tuple(dict.fromkeys(notes)))
+        said = tuple(dict.fromkeys(notes))
+        origin = origin_of(self.card, sums, ask, run, self.device, clock, plan, said, backend=fast.name)
         return Prediction(grid=volume.grid, layers=tuple(layers), entries=tuple(entries), origin=origin)
 
     def learner(self, task: Task, run: Run) -> NoReturn:
@@ -92,7 +93,7 @@ class NnUNet:
 
     def _read(
         self, ensemble: Ensemble, head: Head, ready: Prepared, run: Run
-    ) -> tuple[Readout, MemoryPlan, tuple[str, ...]]:
+    ) -> tuple[Readout, MemoryPlan, Accelerated]:
         """A part's readout after its tiles, the plan it ran by, and what the backend had to say."""
         mode = "nearest" if run.quality == "fast" else "smooth"
         readout = ensemble.readout(head, ready, ready.part, mode)
@@ -106,7 +107,7 @@ class NnUNet:
             with autocast(self.device, run):
                 slide(image, fast, [readout], plan.tiling, run)
         tell([readout], run)
-        return readout, plan, fast.notes
+        return readout, plan, fast
 
     def _tiled(self, part: Part, ready: Prepared, readout: Readout, run: Run) -> MemoryPlan:
         """Tiles and memory, where nnU-Net's predictor puts them unless the run says otherwise."""

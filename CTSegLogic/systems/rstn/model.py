@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from CTSegLogic.engine.backend import Accelerator
 from CTSegLogic.engine.device import pick_device, precision_of
 from CTSegLogic.engine.origin import Stages
 from CTSegLogic.engine.resample import network_input
 from CTSegLogic.engine.stages import MARGIN_MM, Region, box_of, region_of
-from CTSegLogic.files.weights import ensure, file_sha256
+from CTSegLogic.files.shelf import Shelf
+from CTSegLogic.files.weights import ensure, file_sha256, threads_named
 from CTSegLogic.nets.rstn import RstnNet, plan_from
 from CTSegLogic.systems.rstn.fusion import threshold
 from CTSegLogic.systems.rstn.learn import RstnLearner
@@ -37,6 +39,7 @@ from CTSegLogic.values.task import Task
 from CTSegLogic.values.volume import Volume
 
 Found = tuple[Structure, Trail]
+_NO_BACKEND = "slices of an RSTN have another size in every round, and it builds for one: torch ran."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,7 @@ class Rstn:
     def __init__(self, card: Card, run: Run) -> None:
         self.card, self.device = card, pick_device(run)
         self.settings = settings_of(card.network)
+        self.accelerator = Accelerator(Shelf(), self.device, threads_named=threads_named())
         try:
             self.plans = {head.name: plan_from(card.network, len(head.structures)) for head in card.heads}
         except (TypeError, ValueError) as error:
@@ -137,7 +141,7 @@ class Rstn:
     def sight(self, head: Head, image: torch.Tensor, work: Grid, run: Run) -> Sight:
         """A head's networks over a prepared scan (k, j, i)."""
         nets = {plane: self.net(head, plane) for plane in planes_of(self.settings, run)}
-        return Sight(nets, image, work, self.settings, run)
+        return Sight(nets, image, work, self.settings, run, self.accelerator.settled)
 
     def given(self, sight: Sight, scan: Grid, mask: NDArray[np.bool_], why: str) -> Region:
         """Round 0 of a mask on the scan's grid: another model's, or the truth itself."""
@@ -174,12 +178,14 @@ class Rstn:
             "quality": run.quality,
             "device": str(self.device),
             "precision": precision_of(self.device, run),
+            "backend": "torch",
             "planes": planes_of(self.settings, run),
             **{f"rounds {structure.key}": trail.said() for structure, trail in found},
         }
         card = {"name": self.card.name, "version": self.card.version}
         card |= {f"sha256:{name}": value for name, value in self.sums.items()}
-        origin = Origin(cards=(card,), prompt=phrase, options=options, seconds=clock.seconds)
+        said = self.accelerator.without(run, _NO_BACKEND)
+        origin = Origin(cards=(card,), prompt=phrase, options=options, seconds=clock.seconds, warnings=said)
         return Prediction(grid=scan, layers=tuple(layers), entries=tuple(entries), origin=origin)
 
 

@@ -10,7 +10,8 @@ Rounds of one crop share its shape, so slices run in batches; the answer is that
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,14 +50,21 @@ class Sight:
     """The networks of some planes over one prepared scan (k, j, i) on its working grid."""
 
     def __init__(
-        self, nets: Mapping[str, RstnNet], image: Tensor, work: Grid, settings: Settings, run: Run
+        self,
+        nets: Mapping[str, RstnNet],
+        image: Tensor,
+        work: Grid,
+        settings: Settings,
+        run: Run,
+        settled: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.nets, self.image, self.work, self.settings, self.run = nets, image, work, settings, run
+        self.settled = settled  # threads and memory while a network runs
 
     def coarse(self) -> dict[str, Tensor]:
         """The probability (n, k, j, i) of every organ, from each plane alone."""
         found = {}
-        with torch.inference_mode(), autocast(self.image.device, self.run):
+        with self.settled(), torch.inference_mode(), autocast(self.image.device, self.run):
             for plane, net in self.nets.items():
                 axis = PLANES.index(plane)
                 slices = self.image.movedim(axis, 0)
@@ -109,7 +117,7 @@ class Sight:
         score = _spread(torch.from_numpy(known.astype(np.float32)).to(self.image.device), region.box, ranges)
         image = cut(self.image, ranges, edge=True)
         found = []
-        with torch.inference_mode(), autocast(self.image.device, self.run):
+        with self.settled(), torch.inference_mode(), autocast(self.image.device, self.run):
             for plane, net in self.nets.items():
                 found.append(self._fine(net, PLANES.index(plane), organ, image, score, prior.bool()))
         mean = _mean(found)
