@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from CTSegLogic.files.atomic import replaced
-from CTSegLogic.files.images import read_labels
+from CTSegLogic.files.images import image_of, read_labels
 from CTSegLogic.values.errors import ImageInvalid, OutputRefused
 from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.prediction import Entry, Prediction, prediction_of, smallest_unsigned
@@ -324,12 +324,7 @@ def _vector(values: Any) -> str:
 def _read_seg_nrrd(path: Path) -> Prediction:
     import SimpleITK as sitk
 
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise ImageInvalid(
-            seen=f"{path.name} cannot be read: {str(error).splitlines()[-1]}", hint="Save it again."
-        ) from error
+    image = image_of(path)
     data = sitk.GetArrayFromImage(image)
     maps = [data] if data.ndim == 3 else list(np.moveaxis(data, -1, 0))
     affine = np.eye(4)

@@ -1,4 +1,4 @@
-"""`python -m fuzz [FAMILY ...]`: tries all families, or those whose names hold a word, and tells the counts."""
+"""`python -m fuzz [FAMILY ...]`: tries all families, or those whose names hold a word."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def main(words: list[str]) -> int:
     for name, family in chosen.items():
         tally = tallies[name] = hunt(family, options.seed, max(1, int(family.count * options.share)))
         sys.stdout.write(
-            f"{name}: {sum(tally.outcomes.values())} distinct, {len(tally.lost)} lost, {tally.seconds:.0f} s, "
-            f"slowest {tally.slowest:.2f} s, most {tally.most_mb:.0f} MB\n   {dict(tally.outcomes)}\n"
+            f"{name}: {sum(tally.outcomes.values())} distinct, {len(tally.lost)} lost, {tally.seconds:.0f} s"
+            f", slowest {tally.slowest:.2f} s, most {tally.most_mb:.0f} MB\n   {dict(tally.outcomes)}\n"
         )
         kinds = dict[str, tuple[int, str, str]]()
         for lost in tally.lost:
@@ -74,7 +74,9 @@ def main(words: list[str]) -> int:
         sys.stdout.flush()
     if not options.names:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(table_of(tallies, options.seed), indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(
+            json.dumps(table_of(tallies, options.seed), indent=1) + "\n", encoding="utf-8"
+        )
     return int(any(tally.lost for tally in tallies.values()))
 
 

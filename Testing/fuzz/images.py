@@ -54,7 +54,11 @@ def _niftis() -> tuple[tuple[Any, bytes, bytes], ...]:
 
     made = []
     affine = np.diag([-1.5, -2.0, 3.0, 1.0])
-    kinds = ((nibabel.Nifti1Image, np.int16), (nibabel.Nifti1Image, np.float32), (nibabel.Nifti2Image, np.uint8))
+    kinds = (
+        (nibabel.Nifti1Image, np.int16),
+        (nibabel.Nifti1Image, np.float32),
+        (nibabel.Nifti2Image, np.uint8),
+    )
     for kind, number in kinds:
         image = kind(_VOXELS.astype(number).T, affine)
         image.set_sform(affine, code=1 if number is np.int16 else 0)
@@ -62,7 +66,11 @@ def _niftis() -> tuple[tuple[Any, bytes, bytes], ...]:
         image.header.set_slope_inter(2.0 if number is np.float32 else 1.0, -1.0)
         image.header.set_xyzt_units("mm")
         raw = image.to_bytes()
-        size = image.header.sizeof_hdr if hasattr(image.header, "sizeof_hdr") else int(image.header["sizeof_hdr"])
+        size = (
+            image.header.sizeof_hdr
+            if hasattr(image.header, "sizeof_hdr")
+            else int(image.header["sizeof_hdr"])
+        )
         made.append((kind.header_class, raw[:size], raw[size:]))
     swapped = nibabel.Nifti1Image(_VOXELS.T, affine).header.as_byteswapped(">")
     swapped.set_data_offset(352)
@@ -95,7 +103,9 @@ def _set(rng: Random, fields: Any, name: str) -> None:
     raw = (mutate.number(rng) * 8)[: form.itemsize]
     values = np.frombuffer(raw.ljust(form.itemsize, b"\0"), form)
     if form.kind in "iu" and rng.random() < 0.5:
-        values = np.array([rng.randint(0, 40) if rng.random() < 0.5 else rng.randint(-40000, 40000)]).astype(form)
+        values = np.array([rng.randint(0, 40) if rng.random() < 0.5 else rng.randint(-40000, 40000)]).astype(
+            form
+        )
     at = rng.randrange(place.size)
     if place.size > 1 and rng.random() < 0.2:
         place[:] = values[0]
@@ -151,15 +161,34 @@ ElementType = MET_SHORT
 ElementDataFile = {file}
 """
 _NRRD_MORE = (
-    *("", "\nline skip: 1", "\nbyte skip: -1", "\nbyte skip: 99999999", "\nblock size: 8", "\nmin: 1", "\nunits: mm"),
-    *("\nspace units: \"mm\" \"mm\" \"mm\"", "\nthicknesses: 1 1 1", "\naxis mins: 1 nan 3", "\ncontent: x"),
-    *("\nspacings: 1 2 3", "\ncenterings: cell cell cell", "\nspace dimension: 3", "\nlabels: \"a\" \"b\" \"c\""),
+    *(
+        "",
+        "\nline skip: 1",
+        "\nbyte skip: -1",
+        "\nbyte skip: 99999999",
+        "\nblock size: 8",
+        "\nmin: 1",
+        "\nunits: mm",
+    ),
+    *('\nspace units: "mm" "mm" "mm"', "\nthicknesses: 1 1 1", "\naxis mins: 1 nan 3", "\ncontent: x"),
+    *("\nspacings: 1 2 3", "\ncenterings: cell cell cell", "\nspace dimension: 3", '\nlabels: "a" "b" "c"'),
     *("\nmeasurement frame: (1,0,0) (0,1,0) (0,0,1)", "\nsample units: x", "\nline skip: -1", "\nold max: 5"),
 )
 _META_MORE = (
     *("", "\nElementNumberOfChannels = 1", "\nElementNumberOfChannels = 2", "\nHeaderSize = -1"),
-    *("\nHeaderSize = 8", "\nElementMin = 0", "\nHeaderSize = 99999999999", "\nComment = x", "\nModality = CT"),
-    *("\nElementToIntensityFunctionSlope = 2", "\nSequenceID = 1 1 1", "\nElementSize = 1 1 1", "\nColor = 1 0 0 1"),
+    *(
+        "\nHeaderSize = 8",
+        "\nElementMin = 0",
+        "\nHeaderSize = 99999999999",
+        "\nComment = x",
+        "\nModality = CT",
+    ),
+    *(
+        "\nElementToIntensityFunctionSlope = 2",
+        "\nSequenceID = 1 1 1",
+        "\nElementSize = 1 1 1",
+        "\nColor = 1 0 0 1",
+    ),
 )
 
 
@@ -178,19 +207,23 @@ def _encoded(rng: Random) -> tuple[str, bytes]:
     return name, mutate.in_bytes(rng, data) if data and rng.random() < 0.1 else data
 
 
+def _more(rng: Random, lines: tuple[str, ...]) -> str:
+    return rng.choice(lines) if rng.random() < 0.3 else ""
+
+
 def _reference(rng: Random, usual: str) -> str:
     return rng.choice(_ELSEWHERE) if rng.random() < 0.4 else usual
 
 
 def _nrrd(rng: Random) -> Mapping[str, bytes]:
     encoding, data = _encoded(rng)
-    text = _NRRD.format(encoding=encoding, extra=rng.choice(_NRRD_MORE))
+    text = _NRRD.format(encoding=encoding, extra=_more(rng, _NRRD_MORE))
     return {"scan.nrrd": _texted(rng, text) + b"\n" + data}
 
 
 def _nhdr(rng: Random) -> Mapping[str, bytes]:
     encoding, data = _encoded(rng)
-    extra = rng.choice(_NRRD_MORE) + "\ndata file: " + _reference(rng, "v.raw")
+    extra = _more(rng, _NRRD_MORE) + "\ndata file: " + _reference(rng, "v.raw")
     text = _texted(rng, _NRRD.format(encoding=encoding, extra=extra))
     return {"scan.nhdr": text, "v.raw": data, "v001.raw": data[:60]}
 
@@ -200,7 +233,7 @@ def _meta_text(rng: Random, file: str, packed: bool, data: bytes) -> bytes:
     words = {"binary": "True", "packed": str(packed), "size": size, "file": file}
     if not packed and rng.random() < 0.1:
         words["binary"] = "False"
-    return _texted(rng, _META.format(extra=rng.choice(_META_MORE), **words))
+    return _texted(rng, _META.format(extra=_more(rng, _META_MORE), **words))
 
 
 def _texted(rng: Random, text: str) -> bytes:
@@ -223,7 +256,11 @@ def _mhd(rng: Random) -> Mapping[str, bytes]:
     data = zlib.compress(raw, 1) if packed else raw
     data = mutate.in_bytes(rng, data) if rng.random() < 0.1 else data
     name = "v.zraw" if packed else "v.raw"
-    return {"scan.mhd": _meta_text(rng, _reference(rng, name), packed, data), name: data, "v001.raw": data[:60]}
+    return {
+        "scan.mhd": _meta_text(rng, _reference(rng, name), packed, data),
+        name: data,
+        "v001.raw": data[:60],
+    }
 
 
 @functools.cache
@@ -237,7 +274,13 @@ def _others() -> tuple[tuple[str, Mapping[str, bytes], int], ...]:
     image.SetSpacing((1.5, 2.0, 3.0))
     made = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, size in (("a.gipl", 256), ("a.vtk", 250), ("a.tif", 400), ("a.hdr", 352), ("a.gipl.gz", 300)):
+        for name, size in (
+            ("a.gipl", 256),
+            ("a.vtk", 250),
+            ("a.tif", 400),
+            ("a.hdr", 352),
+            ("a.gipl.gz", 300),
+        ):
             sitk.WriteImage(image, str(Path(folder) / name))
             beside = [name, "a.img"] if name == "a.hdr" else [name]
             made.append((name, {n: (Path(folder) / n).read_bytes() for n in beside}, size))
@@ -260,12 +303,17 @@ def _other(which: int) -> Family:
     return Family(name=f"image header {name[1:]}", make=make, attempt=_read(name), count=300, header=True)
 
 
+def _header(ending: str, make: Callable[[Random], Mapping[str, bytes]], count: int) -> Family:
+    name = f"image header {ending}"
+    return Family(name=name, make=make, attempt=_read(f"scan{ending}"), count=count, header=True)
+
+
 FAMILIES = (
-    Family(name="image header .nii", make=_nifti, attempt=_read("scan.nii"), count=3000, header=True),
-    Family(name="image header .nii.gz", make=_nifti_gz, attempt=_read("scan.nii.gz"), count=2000, header=True),
-    Family(name="image header .nrrd", make=_nrrd, attempt=_read("scan.nrrd"), count=2000, header=True),
-    Family(name="image header .nhdr", make=_nhdr, attempt=_read("scan.nhdr"), count=1200, header=True),
-    Family(name="image header .mha", make=_mha, attempt=_read("scan.mha"), count=1500, header=True),
-    Family(name="image header .mhd", make=_mhd, attempt=_read("scan.mhd"), count=1200, header=True),
+    _header(".nii", _nifti, 3000),
+    _header(".nii.gz", _nifti_gz, 2000),
+    _header(".nrrd", _nrrd, 2000),
+    _header(".nhdr", _nhdr, 1200),
+    _header(".mha", _mha, 1500),
+    _header(".mhd", _mhd, 1200),
     *(_other(n) for n in range(5)),
 )

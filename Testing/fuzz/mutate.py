@@ -1,4 +1,4 @@
-"""Ways to damage a file: bytes, numbers in texts, values in JSON. Everything follows from the given `Random`."""
+"""Ways to damage a file: bytes, numbers in texts, values in JSON, all decided by the given `Random`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,20 @@ from typing import Any
 NUMBERS = (
     *("0", "-1", "1", "2", "3", "nan", "-nan", "inf", "-inf", "1e308", "-1e308", "1e-320", "30000", "65536"),
     *("2147483647", "2147483648", "4294967295", "4294967296", "9223372036854775807", "-9223372036854775808"),
-    *("18446744073709551616", "1" + "0" * 400, "0x10", "1e400", "", " ", "x", "(", "none", "%d", "1,5", "0.5"),
+    *(
+        "18446744073709551616",
+        "1" + "0" * 400,
+        "0x10",
+        "1e400",
+        "",
+        " ",
+        "x",
+        "(",
+        "none",
+        "%d",
+        "1,5",
+        "0.5",
+    ),
 )
 _FORMATS = ("<b", "<h", ">h", "<i", ">i", "<q", ">q", "<f", ">f", "<d", ">d")
 _WORDS = (0, 1, -1, 2, 7, 8, 127, 255, 256, 32767, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, -(2**63))
@@ -99,7 +112,9 @@ def in_json(rng: Random, value: Any, times: int = 3) -> bytes:
         return in_bytes(rng, text)
     if rng.random() < 0.02:
         depth = rng.choice((50, 5000, 200_000))
-        return rng.choice((b"[" * depth + b"]" * depth, b'{"a":' * depth, text[:-1] + b',"a":' + b"[" * depth))
+        return rng.choice(
+            (b"[" * depth + b"]" * depth, b'{"a":' * depth, text[:-1] + b',"a":' + b"[" * depth)
+        )
     return text
 
 
