@@ -99,7 +99,7 @@ class FeatureFolder:
         try:
             slabs = _mapped(path)
             os.utime(path)  # what was used last goes last
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError):
             return []  # no file, or one that is not whole: the features are made anew and replace it
         return slabs
 

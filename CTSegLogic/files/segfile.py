@@ -355,7 +355,7 @@ def _legend(path: Path) -> dict[int, str]:
     try:
         labels = json.loads(table.read_text(encoding="utf-8"))["labels"]
         return {int(value): str(entry["key"]) for value, entry in labels.items()}
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ImageInvalid(
             seen=f"{table.name} is not a legend of labels.", hint="Remove it, or write the result again."
         ) from error

@@ -344,7 +344,7 @@ def _table(name: str) -> dict[str, Any]:
         return {}
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsCorrupt(
             seen=f"{path} is damaged.", hint="Delete it; licences are then asked for again."
         ) from error

@@ -26,6 +26,7 @@ from CTSegLogic.values.run import Overrides, Request
 from CTSegLogic.values.structures import structure_from_row, structure_to_row
 from CTSegLogic.values.volume import Volume
 
+_BROKEN = (KeyError, TypeError, ValueError, OSError, AttributeError, OverflowError, RecursionError, EOFError)
 _PROMPTS: dict[str, Any] = {"text": Text, "classes": Classes, "points": Points, "everything": Everything}
 
 
@@ -80,7 +81,7 @@ def read_job(message: Mapping[str, Any]) -> tuple[Volume, Request]:
             refine=message.get("refine"),
             before=np.load(folder / "before.npy") if message.get("before") else None,
         )
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except _BROKEN as error:
         raise CTSegError(
             seen=f"The worker got a broken message: {error!r}.", hint="Restart the worker."
         ) from error

@@ -35,7 +35,7 @@ class Source:
         """The file's one JSON object; a key that stands twice in an object is an error, not a loss."""
         try:
             table = json.loads(self.text, object_pairs_hook=self._once)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TaskInvalid(
                 seen=f"{self.name} is not readable JSON: {error}.", hint="Mend the file at that place."
             ) from error

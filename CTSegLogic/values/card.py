@@ -293,7 +293,7 @@ def _build(kind: Any, table: Any, where: str, **extra: Any) -> Any:
     try:
         values = {key: _value(kind, key, value, f"{where}.{key}") for key, value in table.items()}
         return kind(**values, **extra)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         raise CardInvalid(
             seen=f"{where} is malformed: {error}.", hint="See CONTRIBUTING for the card format."
         ) from error

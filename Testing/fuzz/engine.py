@@ -23,7 +23,8 @@ from random import Random
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-WATCHDOG_S = 10.0
+WATCHDOG_S = 10.0  # of a processor, so that other work on the machine counts for nothing,
+_STILL_S = 60.0  # or of the clock without an answer: what waits for ever takes no processor
 _START_S = 120.0  # imports on a busy machine
 _PLAN_MB = 512  # most memory that reading one of these small files may take beyond what was there before
 _ADDRESSES = 3 << 30  # bytes of addresses a process may reserve beyond those of its imports
@@ -203,10 +204,12 @@ def child(family: Family, seed: int, start: int, stop: int) -> None:
         out.flush()
         for index in range(start, stop):
             files = input_of(family, seed, index)
+            out.write(f"trying {index}\n")
+            out.flush()
             base = _peak(reset=True)
-            began = time.perf_counter()
+            began = time.process_time()
             outcome, detail = tried(family, files, top)
-            took, grown = time.perf_counter() - began, _peak() - base
+            took, grown = time.process_time() - began, _peak() - base
             if grown > _PLAN_MB:
                 outcome, detail = "memory above the plan", f"{grown:.0f} MB {outcome} {detail}"
             line = [str(index), digest_of(files), f"{took:.3f}", f"{grown:.1f}", outcome, detail]
@@ -250,9 +253,9 @@ def hunt(family: Family, seed: int = 0, count: int | None = None) -> Tally:
         end = "died before it began"
         for line in _lines(process):
             if not line:
-                end = f"no answer in {WATCHDOG_S:.0f} s"
+                end = end or f"no answer in {WATCHDOG_S:.0f} s"
                 break
-            if line == "ready":
+            if line.startswith(("ready", "trying")):
                 end = ""
                 continue
             index, digest, took, grown, outcome, *detail = line.split("\t")
@@ -284,17 +287,32 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
     """Lines as they come; an empty one when none came in time, after which nothing more does."""
     assert process.stdout is not None
     held, limit = b"", _START_S
+    since, began = time.monotonic(), 0.0
     while True:
-        if not select.select([process.stdout], [], [], limit)[0]:
-            process.kill()
-            yield ""
-            return
+        if not select.select([process.stdout], [], [], 0.5)[0]:
+            waited = time.monotonic() - since
+            if waited > limit or (limit == _STILL_S and _worked(process) - began > WATCHDOG_S):
+                process.kill()
+                yield ""
+                return
+            continue
         part = os.read(process.stdout.fileno(), 1 << 16)
         if not part:
             return
-        held, limit = held + part, WATCHDOG_S
+        held, limit, since, began = held + part, _STILL_S, time.monotonic(), _worked(process)
         *whole, held = held.split(b"\n")
         yield from (line.decode("utf-8", "replace") for line in whole)
+
+
+def _worked(process: subprocess.Popen[bytes]) -> float:
+    """Seconds of a processor that a process has had."""
+    import psutil
+
+    try:
+        times = psutil.Process(process.pid).cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(times.user + times.system)
 
 
 def _ended(process: subprocess.Popen[bytes]) -> None:
