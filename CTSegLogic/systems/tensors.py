@@ -27,6 +27,10 @@ from CTSegLogic.values.errors import WeightsCorrupt, WeightsMismatch
 _SHAPES = "compact"  # the entry of a compact file's metadata
 _HEADER = 256  # bytes that one more entry costs
 _WRAPPED = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")
+_BROKEN = (  # what a file that is damaged or hostile makes torch and safetensors raise
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError),
+    *(RuntimeError, SystemError, TypeError, ValueError),
+)
 _PARTS = ("core", "_core")
 
 
@@ -44,7 +48,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         for name, shape in (json.loads(said) if said else {}).items():
             stored[name] = _unpacked(stored.pop(f"{name}.mask"), stored.pop(f"{name}.values"), shape)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, *_BROKEN) as error:
         raise WeightsCorrupt(
             seen=f"{path.name} is not a safetensors file: {error}.", hint="Install the model again."
         ) from error
@@ -173,7 +177,7 @@ def read_checkpoint(path: Path, held: IO[bytes] | None = None) -> Any:
             # torch warns of a file's protocol before it refuses what the file asks for.
             warnings.filterwarnings("ignore", message="Detected .* protocol")
             return torch.load(held or path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError, AttributeError) as error:
+    except (UnpicklingError, zipfile.BadZipFile, *_BROKEN) as error:
         what = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsCorrupt(
             seen=f"{path.name} is not a checkpoint of plain tensors: {what}",

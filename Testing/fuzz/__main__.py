@@ -11,7 +11,7 @@ from pathlib import Path
 from fuzz.engine import Family, Tally, child, hunt
 
 RESULT = Path(__file__).resolve().parents[1] / "data" / "reliability" / "fuzz.json"
-_FILES = ("images", "dicoms", "words")
+_FILES = ("images", "dicoms", "words", "models", "messages")
 _INTRO = (
     "Each input is made from a seed and read through the public function that reads such files, in a process "
     "with a limit on memory and a watchdog of 10 s. Distinct by SHA-256 of their bytes. Lost is whatever is "

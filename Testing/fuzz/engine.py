@@ -24,7 +24,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 WATCHDOG_S = 10.0  # of a processor, so that other work on the machine counts for nothing,
-_STILL_S = 60.0  # or of the clock without an answer: what waits for ever takes no processor
+_STILL_S = 30.0  # or of the clock without an answer: what waits for ever takes no processor
 _START_S = 120.0  # imports on a busy machine
 _PLAN_MB = 512  # most memory that reading one of these small files may take beyond what was there before
 _ADDRESSES = 3 << 30  # bytes of addresses a process may reserve beyond those of its imports
