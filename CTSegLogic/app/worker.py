@@ -49,8 +49,8 @@ class Worker:
 
     def run(self) -> int:
         """Answers until the other end closes or says quit."""
-        threading.Thread(target=self._listen, daemon=True).start()
         self.say(event="ready", pid=os.getpid())
+        threading.Thread(target=self._listen, daemon=True).start()
         while True:
             try:
                 message = self.jobs.get(timeout=self.idle_s)

@@ -32,8 +32,12 @@ def _reconstruct(kind: Any, shape: Any, code: Any) -> Any:
     return _ARRAY(np.ndarray, (0,), code)
 
 
-def _scalar(kind: Any, *values: Any) -> Any:
-    """A number of numpy's from its bytes; without bytes it would take as many as its type asks for."""
+def number_from(kind: Any, *values: Any) -> Any:
+    """A number of numpy's from its bytes; without bytes it would take as many as its type asks for.
+
+    Raises:
+        ValueError: there are none.
+    """
     if len(values) != 1:
         message = "a number is made without its value"
         raise ValueError(message)
@@ -52,9 +56,10 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _encode,
     ("builtins", "set"): set,
+    ("__builtin__", "set"): set,
     ("numpy", "dtype"): np.dtype,
     ("numpy", "ndarray"): _KIND,
-    **{(f"numpy.{part}.multiarray", "scalar"): _scalar for part in ("core", "_core")},
+    **{(f"numpy.{part}.multiarray", "scalar"): number_from for part in ("core", "_core")},
     **{(f"numpy.{part}.multiarray", "_reconstruct"): _reconstruct for part in ("core", "_core")},
 }
 

@@ -326,7 +326,7 @@ def _corrupt(card: Card, path: Path, what: str) -> WeightsCorrupt:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    path = (folder / name).resolve()
+    path = (folder / name).resolve() if name.isprintable() else folder
     if folder.resolve() not in path.parents:
         raise CardInvalid(
             seen=f"The card names the file {name!r} outside its folder.", hint="Do not use this card."

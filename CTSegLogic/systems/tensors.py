@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from CTSegLogic.files.atomic import replaced
+from CTSegLogic.files.unpickled import number_from
 from CTSegLogic.values.errors import WeightsCorrupt, WeightsMismatch
 
 _SHAPES = "compact"  # the entry of a compact file's metadata
@@ -207,6 +208,9 @@ def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _numbers() -> list[Any]:
     """numpy's scalars, by every name that versions of numpy gave what makes them."""
-    make: Any = np.float64(0).__reduce__()[0]
     kinds = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
-    return [np.dtype, *dict.fromkeys(kinds), *((make, f"numpy.{part}.multiarray.scalar") for part in _PARTS)]
+    return [
+        np.dtype,
+        *dict.fromkeys(kinds),
+        *((number_from, f"numpy.{part}.multiarray.scalar") for part in _PARTS),
+    ]

@@ -79,6 +79,16 @@ def read_datalist(
     Raises:
         TaskInvalid: the list is malformed, or a file is missing; the message names the entry.
     """
+    try:
+        return _listed(path, root, mapping, part)
+    except (TypeError, ValueError, AttributeError, OSError, OverflowError) as error:
+        raise TaskInvalid(
+            seen=f"{path.name} holds a value of the wrong type: {error}.",
+            hint='Write {"image": FILE, "label": FILE, "fold": N}.',
+        ) from error
+
+
+def _listed(path: Path, root: Path, mapping: Mapping[str, str] | None, part: str) -> list[Case]:
     table = _table(path)
     names = None if mapping is None else {int(v): key for v, key in mapping.items()}
     cases: dict[str, Case] = {}

@@ -260,8 +260,8 @@ def _one(name: str, count: int) -> Family:
 
 
 FAMILIES = (
-    Family(name="image header DICOM series", make=_series, attempt=_read_series, count=1200, header=True),
-    _one(".multi.dcm", 500),
-    _one(".seg.dcm", 500),
-    _one(".rt.dcm", 800),
+    Family(name="image header DICOM series", make=_series, attempt=_read_series, count=500, header=True),
+    _one(".multi.dcm", 200),
+    _one(".seg.dcm", 200),
+    _one(".rt.dcm", 300),
 )

@@ -300,7 +300,7 @@ def _other(which: int) -> Family:
             return {name: mutate.in_text(rng, head.decode("latin-1")).encode("latin-1", "replace") + data}
         return {**files, name: mutate.in_bytes(rng, files[name], size)}
 
-    return Family(name=f"image header {name[1:]}", make=make, attempt=_read(name), count=300, header=True)
+    return Family(name=f"image header {name[1:]}", make=make, attempt=_read(name), count=220, header=True)
 
 
 def _header(ending: str, make: Callable[[Random], Mapping[str, bytes]], count: int) -> Family:
@@ -309,11 +309,11 @@ def _header(ending: str, make: Callable[[Random], Mapping[str, bytes]], count: i
 
 
 FAMILIES = (
-    _header(".nii", _nifti, 3000),
+    _header(".nii", _nifti, 3500),
     _header(".nii.gz", _nifti_gz, 2000),
     _header(".nrrd", _nrrd, 2000),
-    _header(".nhdr", _nhdr, 1200),
+    _header(".nhdr", _nhdr, 1000),
     _header(".mha", _mha, 1500),
-    _header(".mhd", _mhd, 1200),
+    _header(".mhd", _mhd, 1000),
     *(_other(n) for n in range(5)),
 )

@@ -166,7 +166,7 @@ class _NoModel:
 
 
 FAMILIES = (
-    Family(name="jobs for the worker", make=_make_job, attempt=_read_job, count=1500),
-    Family(name="results of the worker", make=_make_result, attempt=_read_result, count=1000),
-    Family(name="lines to the worker", make=_make_lines, attempt=_serve, count=800),
+    Family(name="jobs for the worker", make=_make_job, attempt=_read_job, count=700),
+    Family(name="results of the worker", make=_make_result, attempt=_read_result, count=500),
+    Family(name="lines to the worker", make=_make_lines, attempt=_serve, count=400),
 )

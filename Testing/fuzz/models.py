@@ -1,9 +1,10 @@
-"""What models and runs leave on disk: checkpoints, pickles, archives, caches of features, plans of nnU-Net."""
+"""What models and runs leave on disk: checkpoints, pickles, archives, caches of features."""
 
 from __future__ import annotations
 
 import functools
 import io
+import itertools
 import json
 import pickle
 import pickletools
@@ -141,7 +142,7 @@ def _greedy(rng: Random) -> bytes:
 def _ops(rng: Random, data: bytes) -> bytes:
     """The pickle with one of its instructions dropped, repeated or exchanged."""
     places = [place for _, _, place in pickletools.genops(data)] + [len(data)]
-    parts = [data[a:b] for a, b in zip(places[:-1], places[1:], strict=True)]
+    parts = [data[a:b] for a, b in itertools.pairwise(places)]
     for _ in range(rng.randint(1, 3)):
         at = rng.randrange(len(parts))
         kind = rng.randrange(4)
@@ -327,9 +328,9 @@ def _read_features(folder: Path) -> Any:
 
 
 FAMILIES = (
-    Family(name="pickled plans", make=_make_pickle, attempt=_read_pickle, count=1500),
-    Family(name="checkpoints of torch", make=_make_checkpoint, attempt=_read_checkpoint, count=1200),
-    Family(name="safetensors", make=_make_tensors, attempt=_read_tensors, count=1200),
-    Family(name="archives", make=_make_archive, attempt=_unpack, count=1200),
-    Family(name="caches of features", make=_make_features, attempt=_read_features, count=800),
+    Family(name="pickled plans", make=_make_pickle, attempt=_read_pickle, count=800),
+    Family(name="checkpoints of torch", make=_make_checkpoint, attempt=_read_checkpoint, count=600),
+    Family(name="safetensors", make=_make_tensors, attempt=_read_tensors, count=600),
+    Family(name="archives", make=_make_archive, attempt=_unpack, count=600),
+    Family(name="caches of features", make=_make_features, attempt=_read_features, count=400),
 )

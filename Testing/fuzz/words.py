@@ -99,6 +99,24 @@ _LIST = {
     ],
     "testing": [{"image": "a.nii.gz", "label": "b.nii.gz"}],
 }
+_LINES = (
+    *(
+        '"',
+        "/etc/passwd",
+        "../..",
+        "\x00",
+        "a" * 5000,
+        "/dev/zero",
+        "nul",
+        ",,,,",
+        "\udcff",
+        "\r",
+        "~",
+        "*",
+        ".",
+    ),
+    *("*", ".", '"' + "x" * 140_000, "/proc/self/mem", "a.nii.gz/b", "é.dcm"),
+)
 _DATASET = {
     "name": "x",
     "labels": {"background": 0, "liver": 1, "spleen": 2},
@@ -185,8 +203,7 @@ def _make_list(rng: Random) -> Mapping[str, bytes]:
     table = "name,image,age\nx,a.nii.gz,3\ny,b.nii.gz,4\n"
     text = mutate.in_text(rng, rng.choice((plain, table)))
     for _ in range(rng.randint(0, 3)):
-        odd = rng.choice(('"', "/etc/passwd", "../..", "\x00", "a" * 5000, "/dev/zero", "nul", ",,,,", "\udcff",
-                          '"' + "x" * 140_000, "/proc/self/mem", "\r", "~", "*", "a.nii.gz/b", "é.dcm", "."))  # fmt: skip
+        odd = rng.choice(_LINES)
         at = rng.randrange(len(text) + 1)
         text = text[:at] + odd + text[at:]
     raw = text.encode("utf-8", "surrogateescape")
@@ -274,31 +291,31 @@ def _read_clnet(folder: Path) -> Any:
 
 
 FAMILIES = (
-    Family(name="text prompts", make=_make_phrase, attempt=_understand, count=1500),
-    Family(name="clicks", make=_json(_POINTS, "p.json"), attempt=_read_points("p.json"), count=1000),
+    Family(name="text prompts", make=_make_phrase, attempt=_understand, count=500),
+    Family(name="clicks", make=_json(_POINTS, "p.json"), attempt=_read_points("p.json"), count=500),
     Family(
         name="mark-ups of Slicer",
         make=_json(_MARKUPS, "p.mrk.json"),
         attempt=_read_points("p.mrk.json"),
-        count=1000,
+        count=500,
     ),
     Family(
-        name="legends of label maps", make=_json(_LEGEND, "a.json", _image), attempt=_read_labels, count=600
+        name="legends of label maps", make=_json(_LEGEND, "a.json", _image), attempt=_read_labels, count=300
     ),
-    Family(name="lists of a batch", make=_make_list, attempt=_find_scans, count=800),
-    Family(name="model cards", make=_make_card, attempt=_read_card, count=1500),
-    Family(name="task files", make=_json(_TASK, "task.json", _beside_task), attempt=_read_task, count=1000),
+    Family(name="lists of a batch", make=_make_list, attempt=_find_scans, count=400),
+    Family(name="model cards", make=_make_card, attempt=_read_card, count=300),
+    Family(name="task files", make=_json(_TASK, "task.json", _beside_task), attempt=_read_task, count=300),
     Family(
         name="files in CL-Net's grammar",
         make=_json(_clnet_table, "task.json"),
         attempt=_read_clnet,
-        count=800,
+        count=400,
     ),
-    Family(name="data lists", make=_json(_LIST, "list.json", _image), attempt=_read_list, count=800),
+    Family(name="data lists", make=_json(_LIST, "list.json", _image), attempt=_read_list, count=400),
     Family(
         name="data sets of nnU-Net",
         make=_json(_DATASET, "dataset.json", _beside_dataset),
         attempt=_read_dataset,
-        count=600,
+        count=300,
     ),
 )
