@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fuzz.engine import Family, Tally, child, hunt
@@ -48,6 +49,26 @@ def table_of(tallies: dict[str, Tally], seed: int) -> dict[str, object]:
     }
 
 
+def _told(family: Family, options: argparse.Namespace) -> Tally:
+    """A family's tally, once it is told."""
+    tally = hunt(family, options.seed, max(1, int(family.count * options.share)))
+    kinds = dict[str, tuple[int, str, str]]()
+    for lost in tally.lost:
+        kinds.setdefault(f"{lost[1]} {lost[2][:60]}", lost)
+    lines = [
+        f"{family.name}: {sum(tally.outcomes.values())} distinct, {len(tally.lost)} lost,"
+        f" {tally.seconds:.0f} s, slowest {tally.slowest:.2f} s, most {tally.most_mb:.0f} MB",
+        f"   {dict(tally.outcomes)}",
+        *(
+            f"   {index}: {outcome}: {detail}"
+            for index, outcome, detail in list(kinds.values())[: options.show]
+        ),
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+    return tally
+
+
 def main(words: list[str]) -> int:
     """The exit code: 0 when nothing was lost."""
     if words[:1] == ["--child"]:
@@ -58,22 +79,14 @@ def main(words: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, help="of each family's count")
     parser.add_argument("--json", type=Path, default=RESULT, help="where the table goes when all ran")
+    parser.add_argument("--jobs", type=int, default=1, help="families at once")
     parser.add_argument("--show", type=int, default=8, help="lost inputs to tell of, per family")
     options = parser.parse_args(words)
     chosen = {n: f for n, f in families().items() if not options.names or any(w in n for w in options.names)}
-    tallies = {}
-    for name, family in chosen.items():
-        tally = tallies[name] = hunt(family, options.seed, max(1, int(family.count * options.share)))
-        sys.stdout.write(
-            f"{name}: {sum(tally.outcomes.values())} distinct, {len(tally.lost)} lost, {tally.seconds:.0f} s"
-            f", slowest {tally.slowest:.2f} s, most {tally.most_mb:.0f} MB\n   {dict(tally.outcomes)}\n"
+    with ThreadPoolExecutor(options.jobs) as pool:
+        tallies = dict(
+            zip(chosen, pool.map(lambda family: _told(family, options), chosen.values()), strict=True)
         )
-        kinds = dict[str, tuple[int, str, str]]()
-        for lost in tally.lost:
-            kinds.setdefault(f"{lost[1]} {lost[2][:60]}", lost)
-        for index, outcome, detail in list(kinds.values())[: options.show]:
-            sys.stdout.write(f"   {index}: {outcome}: {detail}\n")
-        sys.stdout.flush()
     if not options.names:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(
