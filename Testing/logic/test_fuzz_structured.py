@@ -136,9 +136,7 @@ def test_clicks_of_any_values(given, tmp_path):
 def test_phrases_of_any_letters(given):
     from hypothesis import strategies as st
 
-    words = st.sampled_from(
-        ["left", "kidney", "not", "and", "ribs", "1", "to", "12", ",", "(", "T", "-", "肝"]
-    )
+    words = st.sampled_from(["left", "kidney", "not", "and", "ribs", "1", "to", ",", "(", "T", "肝"])
 
     @given(st.text(max_size=200) | st.lists(words | st.text(max_size=4), max_size=30).map(" ".join))
     def any_phrase(phrase):
