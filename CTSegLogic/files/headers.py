@@ -19,6 +19,7 @@ _MOST_TEXT = 16 << 20  # bytes of a header; names of 345 segments with their cod
 _LONGEST = 1000  # bytes of a line that is not a remark of the user's
 _MOST_FILES = 65536
 _HUGE = 1e12  # mm, or anything else in a header
+_META_NAME = re.compile(r"[\w .|:/()\[\]+-]{1,120}", re.ASCII)  # DICOM's tags, and words of users, among them
 _WHOLE = re.compile(r"[+-]?\d{1,18}")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 # fmt: off
@@ -155,7 +156,7 @@ def check_meta(path: Path) -> None:
         name, value = name.strip(), value.strip()
         if not line.strip():
             continue
-        if not found or len(line) > _LONGEST or not re.fullmatch(r"\w{1,60}", name, re.ASCII):
+        if not found or len(line) > _LONGEST or not _META_NAME.fullmatch(name):
             raise _malformed(path, f"the line {line[:60]!r} is none of a MetaImage")
         if name in fields:
             raise _malformed(path, f"it says {name} twice")

@@ -18,6 +18,7 @@ _TRAILER = (
     16 << 20
 )  # bytes read behind the last voxel to reach the checksum; what lies further off is not asked
 _PIECE = 1 << 20
+_ENOUGH = 1 << 16  # bytes of a gzip file, in which its first ones are
 _MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's units of length: metre, millimetre, micrometre
 _LENGTH = 7  # the bits of xyzt_units that name one
 _COLOUR = (128, 2304)  # RGB, RGBA
@@ -102,7 +103,7 @@ def _head(path: Path, packed: bytes | None) -> bytes:
     if packed is None:
         with path.open("rb") as file:
             return file.read(_FIRST)
-    return _inflated(path, packed, _FIRST, whole=False)
+    return _inflated(path, packed[:_ENOUGH], _FIRST, whole=False)
 
 
 def _bytes(path: Path, packed: bytes | None, end: int) -> bytes:

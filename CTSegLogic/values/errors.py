@@ -20,7 +20,7 @@ CTSegError                     the root; exit code 2
 
 from __future__ import annotations
 
-_LONGEST = 600  # letters of a line that somebody reads
+_LONGEST = 2000  # letters of a line that somebody reads
 
 
 def plain_line(text: str) -> str:

@@ -28,7 +28,7 @@ _STILL_S = 30.0  # or of the clock without an answer: what waits for ever takes 
 _START_S = 120.0  # imports on a busy machine
 _PLAN_MB = 512  # most memory that reading one of these small files may take beyond what was there before
 _ADDRESSES = 3 << 30  # bytes of addresses a process may reserve beyond those of its imports
-_LONGEST = 1000  # letters of a line that a user can read
+_LONGEST = 2000  # letters of a line that a user can read
 _EVENTS = (
     "os.system",
     "os.exec",
