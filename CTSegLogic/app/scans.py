@@ -72,8 +72,9 @@ def find_scans(folder: Path, listed: Path | None = None, without: Path | None = 
         scans = list(_below(folder, folder, without))
     else:
         lines = _lines(listed)
-        named = [Path(os.path.normpath(folder / line)) for line in lines if _nameable(folder / line)]
-        scans = [_unnamed(line) for line in lines if not _nameable(folder / line)]
+        paths = {line: Path(os.path.normpath(folder / line)) for line in lines}
+        named = [paths[line] for line in lines if _nameable(paths[line])]
+        scans = [_unnamed(line) for line in lines if not _nameable(paths[line])]
         scans += list(_of_files([p for p in named if not p.is_dir() and not _dicom(p)], folder))
         for path in named:
             if path.is_dir():

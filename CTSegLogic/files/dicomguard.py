@@ -80,9 +80,7 @@ def check_pixels(header: Any) -> None:
     """
     path = Path(header.filename)
     syntax = header.file_meta.get("TransferSyntaxUID")
-    plain = (
-        syntax is not None and not syntax.is_private and not syntax.is_compressed and not syntax.is_deflated
-    )
+    plain = str(syntax) in _PLAIN
     sizes = [int(header.get("NumberOfFrames") or 1), int(header.Rows), int(header.Columns)]
     bits = int(header.get("BitsAllocated") or 16)
     most = path.stat().st_size * 8 // max(bits, 1) if plain else None

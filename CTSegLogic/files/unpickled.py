@@ -105,7 +105,7 @@ def read_pickled(path: Path) -> Any:
         LookupError,
         OSError,
         MemoryError,
-        RecursionError,
+        RuntimeError,
         SystemError,  # what numpy raises of a state that is none
         ArithmeticError,
     ) as error:

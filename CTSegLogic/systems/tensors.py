@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ _HEADER = 256  # bytes that one more entry costs
 _WRAPPED = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")
 _BROKEN = (  # what a file that is damaged or hostile makes torch and safetensors raise
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError),
-    *(RuntimeError, SystemError, TypeError, ValueError),
+    *(RuntimeError, SystemError, TypeError, ValueError, struct.error),
 )
 _PARTS = ("core", "_core")
 

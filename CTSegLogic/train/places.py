@@ -19,6 +19,9 @@ from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.structures import suggest
 
 
+_MOST = 1e300  # not finite, or a whole number that no float holds
+
+
 @dataclass(eq=False)
 class Source:
     """A JSON file's name and text, and the remarks made while it was read."""
@@ -134,7 +137,7 @@ class Place:
 
     def number(self, value: Any, low: float, high: float, what: str) -> float:
         """A finite number within low..high, both included."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _MOST:
             raise self.fault(seen=f"is {_shown(value)}, not a number", hint=f"Give {what}.")
         if not low <= value <= high:
             raise self.fault(seen=f"is {value:g}, outside {low:g} to {high:g}", hint=f"Give {what}.")

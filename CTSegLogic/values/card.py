@@ -28,6 +28,7 @@ _SCHEMES = (
     "http://127.0.0.1:",
     "http://localhost:",
 )  # http only on this computer
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _AXES = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
 _MOST_MM, _MOST_PATCH = 1000, 4096  # of a working spacing and, in voxels, of a tile: more is a mistake
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -325,6 +326,9 @@ def _rules(card: Card) -> Iterator[tuple[bool, str]]:
     names = [head.name for head in card.heads]
     named = isinstance(card.name, str) and _NAME.fullmatch(card.name)
     yield not named, "the name is not lower-case letters, digits, . _ -"
+    # It names a folder under the user's own, as the name does.
+    versioned = isinstance(card.version, str) and _VERSION.fullmatch(card.version)
+    yield not versioned, "the version is not letters, digits, . _ + -"
     yield not card.heads and card.system != SCORER, "it has no head"
     yield len(set(names)) != len(names), "two heads share a name"
     yield not set(card.modality) <= {"CT", "MR"} or not card.modality, "modality must list CT, MR or both"

@@ -25,7 +25,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 WATCHDOG_S = 10.0  # of a processor, so that other work on the machine counts for nothing,
 _STILL_S = 30.0  # or of the clock without an answer: what waits for ever takes no processor
-_START_S = 120.0  # imports on a busy machine
+_IDLE_S = 0.1  # seconds of a processor below which a process counts as waiting
+_START_S = 300.0  # imports on a busy machine
 _PLAN_MB = 512  # most memory that reading one of these small files may take beyond what was there before
 _ADDRESSES = 3 << 30  # bytes of addresses a process may reserve beyond those of its imports
 _LONGEST = 2000  # letters of a line that a user can read
@@ -291,7 +292,9 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
     while True:
         if not select.select([process.stdout], [], [], 0.5)[0]:
             waited = time.monotonic() - since
-            if waited > limit or (limit == _STILL_S and _worked(process) - began > WATCHDOG_S):
+            worked = _worked(process) - began
+            stuck = waited > limit and (limit == _START_S or worked < _IDLE_S)
+            if stuck or (limit == _STILL_S and worked > WATCHDOG_S):
                 process.kill()
                 yield ""
                 return

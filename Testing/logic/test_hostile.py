@@ -407,3 +407,11 @@ def test_users_fields_in_headers_are_let_through(tmp_path):
     text = NRRD + 'space units: "mm" "mm" "mm"\nkinds: domain domain domain\nmy key:=' + "v" * 5000 + "\n\n"
     nrrd = written(tmp_path / "x.nrrd", text.encode() + VOXELS.tobytes())
     assert np.array_equal(read_image(meta).array, read_image(nrrd).array)
+
+
+@pytest.mark.parametrize("version", ["../../x", "\0", "a/b", ""])
+def test_a_version_that_leads_out_of_the_folder_is_refused(version):
+    root = Path(__file__).resolve().parents[2]
+    table = json.loads((root / "Resources/Cards/starter.json").read_text(encoding="utf-8"))
+    with pytest.raises(CardInvalid, match="version"):
+        card_from(table | {"version": version})
