@@ -42,6 +42,9 @@ from CTSegLogic.values.run import Run
 from CTSegLogic.values.structures import foreign_labels, suggest
 from CTSegLogic.values.task import Case, Task
 
+_WRONG = (  # what a task file with values of other types makes the code that reads it raise
+    *(AttributeError, TypeError, ValueError, LookupError, ArithmeticError, OSError, RecursionError),
+)
 _OWN = {"card", "new", "name", "head", "dataset", "dataset_dir", "mapping", "folds", "comment"}
 _TASK = {f.name for f in fields(Task)} - {"head", "cases", "structures", "rehearse", "rehearse_share"}
 _OWN |= {"replay", "unlabelled", "fold_rule"}

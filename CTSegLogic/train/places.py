@@ -8,7 +8,6 @@ What can be mended is noted (`Source.notes`) and goes on; what cannot raises `Ta
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from typing import Any
 
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.structures import suggest
-
 
 _MOST = 1e300  # not finite, or a whole number that no float holds
 
