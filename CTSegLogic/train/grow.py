@@ -205,15 +205,7 @@ def task_of(table: Mapping[str, Any], card: Card, data: Path, home: Path | None 
     """
     try:
         return _task_of(table, card, data, home)
-    except (
-        AttributeError,
-        TypeError,
-        ValueError,
-        LookupError,
-        ArithmeticError,
-        OSError,
-        RecursionError,
-    ) as error:
+    except _WRONG as error:
         raise TaskInvalid(
             seen=f"A value of the task has the wrong type: {error}.", hint="See Resources/Tasks."
         ) from error
