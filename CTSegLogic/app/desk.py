@@ -331,7 +331,7 @@ def _names_in(table: Mapping[str, Any], path: Path) -> dict[int, str]:
 def _listed(path: Path) -> list[Found]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TaskInvalid(seen=f"{path} is not readable JSON: {error}.", hint="Mend the file.") from error
     names = _names_in(table if isinstance(table, dict) else {}, path)
     return [_found(case, names) for case in read_datalist(path, path.parent, {})]

@@ -71,8 +71,11 @@ def find_scans(folder: Path, listed: Path | None = None, without: Path | None = 
     if listed is None:
         scans = list(_below(folder, folder, without))
     else:
-        named = [Path(os.path.normpath(folder / line)) for line in _lines(listed)]
-        scans = list(_of_files([p for p in named if not p.is_dir() and not _dicom(p)], folder))
+        lines = _lines(listed)
+        paths = {line: Path(os.path.normpath(folder / line)) for line in lines}
+        named = [paths[line] for line in lines if _nameable(paths[line])]
+        scans = [_unnamed(line) for line in lines if not _nameable(paths[line])]
+        scans += list(_of_files([p for p in named if not p.is_dir() and not _dicom(p)], folder))
         for path in named:
             if path.is_dir():
                 scans += _below(path, folder, without)
@@ -140,11 +143,32 @@ def _lines(listed: Path) -> list[str]:
         raise ImageInvalid(
             seen=f"The list {listed} cannot be read: {error}.", hint="Give a text file, one path per line."
         ) from error
-    rows = list(csv.reader(text.splitlines()))
+    try:
+        rows = list(csv.reader(text.splitlines()))
+    except csv.Error:
+        rows = []  # no table: one path per line
     if rows and "image" in rows[0]:
         column = rows[0].index("image")
         return [row[column].strip() for row in rows[1:] if len(row) > column and row[column].strip()]
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _nameable(path: Path) -> bool:
+    """Whether a file of that name can be; other names are too long, or hold what no name may."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _unnamed(line: str) -> Scan:
+    """A line of a list that names no path."""
+    name = _plain(line if len(line) <= 80 else f"{line[:79]}…")
+    fault = f"The list names {name!r}, which no file can be called."
+    return Scan(name=name, stem="unnamed", folder="", images=(), files=(), fault=fault)
 
 
 def _below(top: Path, base: Path, without: Path | None) -> Iterator[Scan]:

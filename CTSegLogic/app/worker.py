@@ -10,6 +10,7 @@ that libraries print goes to stderr. Loaded models are let go after a while with
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import queue
@@ -31,6 +32,8 @@ _IDLE_S = 600.0  # models stay loaded so long without a request
 def serve(run: Run, *, idle_s: float = _IDLE_S) -> int:
     """Answers requests from stdin until it closes; returns the exit code."""
     out = _protocol_stream()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="backslashreplace")  # bytes that are no text are a bad line, not the end
     return Worker(run, sys.stdin, out, idle_s).run()
 
 
@@ -46,8 +49,8 @@ class Worker:
 
     def run(self) -> int:
         """Answers until the other end closes or says quit."""
-        threading.Thread(target=self._listen, daemon=True).start()
         self.say(event="ready", pid=os.getpid())
+        threading.Thread(target=self._listen, daemon=True).start()
         while True:
             try:
                 message = self.jobs.get(timeout=self.idle_s)
@@ -75,7 +78,8 @@ class Worker:
             try:
                 message = json.loads(line)
                 kind = message["do"]
-            except (ValueError, KeyError, TypeError, RecursionError):
+                _check_id(message.get("id"))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 self.say(
                     event="error",
                     seen="The worker got a line that is no message.",
@@ -142,6 +146,12 @@ class Worker:
     def _forget(self) -> None:
         if self._session is not None:
             self._session.forget()
+
+
+def _check_id(number: Any) -> None:
+    """Raises TypeError for what cannot be a message's number."""
+    if not isinstance(number, int | str | None):
+        raise TypeError
 
 
 def _protocol_stream() -> TextIO:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import lzma
 import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from CTSegLogic.files.atomic import refused
+from CTSegLogic.files.claims import stays_inside
 from CTSegLogic.values.errors import WeightsCorrupt
 
 _MOST_BYTES = 64 << 30
+_BROKEN = (  # what a damaged zip raises while it is read
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, LookupError, MemoryError),
+    *(NotImplementedError, OverflowError, RuntimeError, ValueError),
+)
+_ROOMY = 1 << 30  # bytes that any archive may unpack to;
+_RATIO = 100  # beyond them so many for each of its own: weights hardly shrink at all
 
 
 def unpack(path: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
@@ -28,8 +38,9 @@ def unpack(path: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = [e for e in archive.infolist() if not e.is_dir() and wanted(e.filename)]
-            if sum(entry.file_size for entry in entries) > _MOST_BYTES:
-                raise _damaged(path, "it would unpack to more than 64 GiB")
+            total = sum(entry.file_size for entry in entries)
+            if total > min(_MOST_BYTES, max(_ROOMY, _RATIO * path.stat().st_size)):
+                raise _damaged(path, f"it would unpack to {total / 2**30:.1f} GiB")
             for entry in entries:
                 target = _inside(path, folder, entry)
                 try:
@@ -38,7 +49,7 @@ def unpack(path: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
                         shutil.copyfileobj(source, file, 1 << 20)
                 except OSError as error:
                     raise refused(target, error) from error
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except _BROKEN as error:
         raise _damaged(path, str(error)) from error
 
 
@@ -47,7 +58,7 @@ def _inside(path: Path, folder: Path, entry: zipfile.ZipInfo) -> Path:
     parts = PurePosixPath(entry.filename.replace("\\", "/")).parts
     linked = (entry.external_attr >> 16) & 0o170000 == 0o120000
     target = folder.joinpath(*parts)
-    if linked or ".." in parts or ":" in entry.filename or folder.resolve() not in target.resolve().parents:
+    if linked or not stays_inside(entry.filename) or folder.resolve() not in target.resolve().parents:
         raise _damaged(path, f"it names {entry.filename!r}, outside its folder")
     return target
 

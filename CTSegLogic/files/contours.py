@@ -113,13 +113,13 @@ def _even_odd(polygons: Sequence[NDArray[np.float64]], shape: tuple[int, ...]) -
         up = (a[:, 0] < b[:, 0])[:, None]
         # One direction for both ways along an edge: the sides of a keyhole's channel cancel to the last bit.
         low, high = np.where(up, a, b), np.where(up, b, a)
-        first, last = np.ceil(low[:, 0]).astype(np.int64), np.ceil(high[:, 0]).astype(np.int64)
+        ends = (np.ceil(end[:, 0]).clip(0, rows).astype(np.int64) for end in (low, high))
+        first, last = ends  # rows of the grid alone: a contour may reach far outside
         edge = np.repeat(np.arange(len(low)), last - first)
         row = np.arange(len(edge)) + np.repeat(last - np.cumsum(last - first), last - first)
         slope = (high[edge, 1] - low[edge, 1]) / (high[edge, 0] - low[edge, 0])
         column = np.ceil(low[edge, 1] + (row - low[edge, 0]) * slope).clip(0, columns).astype(np.int64)
-        hit = (row >= 0) & (row < rows)
-        changes += np.bincount(row[hit] * (columns + 1) + column[hit], minlength=len(changes))
+        changes += np.bincount(row * (columns + 1) + column, minlength=len(changes))
     parity = changes.reshape(rows, columns + 1).cumsum(axis=1)[:, :columns] & 1
     return parity.astype(bool)
 
@@ -149,8 +149,12 @@ def _grid_along(polygons_ras: Sequence[NDArray[np.float64]], like: Grid, slab_mm
     turn = np.column_stack([normal, np.cross(normal, across), across])
     local = np.concatenate(polygons_ras) @ turn
     spacing = np.array([slab_mm or max(like.spacing), min(like.spacing), min(like.spacing)])
-    low = local.min(axis=0) - spacing
-    count = np.ceil((local.max(axis=0) - low) / spacing - 1e-3).astype(int) + 2
+    # What lies outside the grid is cut off in the end: the other one need reach no further.
+    corners = like.world(np.array(list(np.ndindex(2, 2, 2))) * (np.array(like.shape) - 1)) @ turn
+    start = np.maximum(local.min(axis=0), corners.min(axis=0) - 2 * spacing)
+    stop = np.maximum(np.minimum(local.max(axis=0), corners.max(axis=0) + 2 * spacing), start)
+    low = local.min(axis=0) + np.floor((start - local.min(axis=0)) / spacing) * spacing - spacing
+    count = np.ceil((stop - low) / spacing - 1e-3).astype(int) + 2
     affine = np.eye(4)
     affine[:3, :3] = turn * spacing
     affine[:3, 3] = turn @ low

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from CTSegLogic.files.claims import MOST_VOXELS
+from CTSegLogic.files.dicomguard import broken, check_pixels, check_unpacked, damaged
 from CTSegLogic.files.dicomheaders import (
-    BROKEN,
     Series,
     Slice,
     chosen,
-    damaged,
     list_series,
     read_headers,
     slices_of,
@@ -45,7 +45,6 @@ __all__ = [
 
 _AIR_HU = -1024
 _NO_TISSUE_HU = -1500  # below this a CT value is padding, whether the header declares it or not
-_MOST_VOXELS = 2**31  # 4 GB as int16: a header that claims more is damaged or hostile
 _SAME_MM = 0.01  # slices closer than this lie at one position
 _UNEVEN = 0.01  # of the usual gap: so much may another differ,
 _UNEVEN_MM = 0.02  # or by what rounding positions to 0.01 mm makes of it
@@ -79,6 +78,8 @@ def read_series(path: Path, series: str | None = None) -> Volume:
     first = headers[0]
     slices = [s for header in headers for s in slices_of(header)]
     _check_alike(slices)
+    for header in headers:
+        check_pixels(header)
     ordered, grid = _placed(slices)
     array, fill, notes = _pixels(ordered)
     tilted = not grid.orthogonal
@@ -174,7 +175,7 @@ def _check_alike(slices: Sequence[Slice]) -> None:
             seen=f"{first.path.name} is a single slice.", hint="Give a 3D scan of several slices."
         )
     rows, columns = first.shape
-    if rows * columns * len(slices) > _MOST_VOXELS:
+    if rows * columns * len(slices) > MOST_VOXELS:
         raise ImageInvalid(
             seen=f"The headers claim {len(slices)} slices of {rows} x {columns} voxels, more than any scan.",
             hint="The files are damaged: export the series again.",
@@ -319,14 +320,15 @@ def _frame_reader(path: Path) -> Callable[[int], NDArray[Any]]:
     import highdicom
 
     try:
+        check_unpacked(path)
         image = highdicom.imread(path)
-    except BROKEN as error:
+    except broken() as error:
         raise damaged(path, str(error)) from error
 
     def frame(number: int) -> NDArray[Any]:
         try:
             return np.asarray(image.get_stored_frame(number))
-        except (*BROKEN, RuntimeError) as error:
+        except broken() as error:
             syntax = image.file_meta.TransferSyntaxUID.name
             raise damaged(path, f"frame {number} ({syntax}) cannot be decoded, {error}") from error
 

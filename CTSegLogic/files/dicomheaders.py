@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from CTSegLogic.files.dicomguard import broken, check_single, check_unpacked, damaged
 from CTSegLogic.values.errors import ImageInvalid
 
 MODALITIES = ("CT", "MR")  # what this package segments; other series are listed, never chosen
-# What a damaged header makes pydicom, or the conversion of its values, raise.
-BROKEN = (EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError, NotImplementedError)
 _CT_OR_MR_CLASSES = {  # classic, enhanced and legacy-converted images
     *("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"),
     *("1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4"),
@@ -147,30 +146,23 @@ def _header(path: Path) -> Any:
     import pydicom
     from pydicom.errors import InvalidDicomError
 
-    if path.is_dir():
+    if path.is_dir() or path.is_fifo() or path.is_char_device():  # the last two never end
         return None
     try:
+        check_unpacked(path)
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
         for _ in header.iterall():
             pass  # values are parsed when first seen: here, where the warnings are off
+        check_single(header)
     except InvalidDicomError as error:
         if path.suffix.lower() != ".dcm":
             return None
         raise damaged(path, "it is not DICOM") from error
-    except BROKEN as error:
+    except broken() as error:
         raise damaged(path, str(error)) from error
-    if header.file_meta.get("MediaStorageSOPClassUID") in _CT_OR_MR_CLASSES and "Rows" not in header:
+    if str(header.file_meta.get("MediaStorageSOPClassUID")) in _CT_OR_MR_CLASSES and "Rows" not in header:
         raise damaged(path, "it ends before its pixels")  # pydicom takes a cut for the end
     return header
-
-
-def damaged(path: Path, why: str) -> ImageInvalid:
-    """What to tell the user of a file that cannot be used."""
-    reason = why.strip().rstrip(".").splitlines()
-    return ImageInvalid(
-        seen=f"{path.name} cannot be read: {reason[-1] if reason else 'it ends too early'}.",
-        hint="Copy or export the series again, or take that file out of the folder.",
-    )
 
 
 def sop_of(header: Any) -> tuple[str, str]:
@@ -288,7 +280,7 @@ def slices_of(header: Any) -> list[Slice]:
             _slice(header, n, [_group(own, shared, g) for g in _GROUPS])
             for n, own in enumerate(frames, start=1)
         ]
-    except BROKEN as error:
+    except broken() as error:
         why = f"position, orientation, spacing or size is missing or wrong in its header ({error})"
         raise damaged(path, why) from error
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.dicom import mask_on_source, program_version, source_headers
-from CTSegLogic.files.dicomheaders import BROKEN
+from CTSegLogic.files.dicomguard import broken, check_unpacked
 from CTSegLogic.files.dicomnotes import add_provenance, remark_on
 from CTSegLogic.values.errors import GridMismatch, ImageInvalid, OutputRefused
 from CTSegLogic.values.grid import Box, Grid
@@ -231,7 +231,6 @@ def read_seg(path: Path, *, frame_of_reference_uid: str | None = None) -> Predic
         GridMismatch: it belongs to another frame of reference.
     """
     import highdicom
-    from pydicom.errors import InvalidDicomError
 
     layers: list[Layer] = []
     entries: list[Entry] = []
@@ -239,6 +238,7 @@ def read_seg(path: Path, *, frame_of_reference_uid: str | None = None) -> Predic
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            check_unpacked(path)
             seg = highdicom.seg.segread(path)
             _check_frame_of_reference(seg, frame_of_reference_uid, path)
             for number in seg.segment_numbers:
@@ -255,7 +255,7 @@ def read_seg(path: Path, *, frame_of_reference_uid: str | None = None) -> Predic
                 entries.append(
                     Entry(structure=structure, layer=len(layers) - 1, value=1, status=status, ml=ml)
                 )
-    except (*BROKEN, RuntimeError, InvalidDicomError) as error:
+    except broken() as error:
         raise ImageInvalid(
             seen=f"{path.name} is not a DICOM SEG that can be read: {error}.",
             hint="Export it again, as .seg.nrrd.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import time
@@ -102,7 +103,7 @@ class FeatureFolder:
         try:
             slabs = _mapped(path)
             os.utime(path)  # what was used last goes last
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError):
             return []  # no file, or one that is not whole: the features are made anew and replace it
         return slabs
 
@@ -158,8 +159,10 @@ def _mapped(path: Path) -> list[tuple[int, NDArray[np.float16]]]:
         length = int.from_bytes(file.read(_TAIL), "little")
         file.seek(size - _TAIL - length)
         table: list[tuple[int, Sequence[int]]] = json.loads(file.read(length))
-    counts = [int(np.prod(shape)) for _, shape in table]
-    if not table or 2 * sum(counts) != size - _TAIL - length:
+    counts = [math.prod(shape) for _, shape in table]
+    sizes = [n for start, shape in table for n in (start, *shape)]
+    known = all(type(n) is int and n >= 0 for n in sizes) and all(len(shape) == 4 for _, shape in table)
+    if not known or not table or 2 * sum(counts) != size - _TAIL - length:
         message = f"{path.name} is not whole"
         raise ValueError(message)
     values: NDArray[Any] = np.memmap(path, np.float16, mode="c", shape=(sum(counts),))

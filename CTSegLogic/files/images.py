@@ -1,12 +1,12 @@
-"""Images from disk: NIfTI through nibabel (gzip through isal), NRRD, MHA and the like through SimpleITK.
+"""Images from disk: NIfTI through nibabel (see nifti), NRRD, MHA and the like through SimpleITK.
 
-What cannot be used is refused with what was seen and what to do; nothing is guessed about geometry.
+What cannot be used is refused with what was seen and what to do; nothing is guessed about geometry. What a
+header claims is checked before its voxels are read (see claims, headers).
 """
 
 from __future__ import annotations
 
-import io
-import zlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from CTSegLogic.values.errors import ImageInvalid
+from CTSegLogic.files.claims import DEFLATE, check_claim, colour
+from CTSegLogic.files.headers import CHECKS
+from CTSegLogic.files.nifti import load_nifti
+from CTSegLogic.values.errors import ImageInvalid, OutOfMemory
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.volume import Volume
 
@@ -34,7 +37,6 @@ _ITK = (
 )
 NIFTI = (".nii", ".nii.gz")
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_MM = {"meter": 1000.0, "micron": 0.001}  # NIfTI's other units of length
 
 
 def read_image(
@@ -110,7 +112,7 @@ def is_image(path: Path) -> bool:
 
 
 def _read_one(path: Path, modality: str, channels: int, series: str | None) -> Volume:
-    if not path.exists():
+    if not _exists(path):
         raise ImageInvalid(seen=f"There is no image {path}.", hint="Check the path.")
     if path.is_dir() or path.name.lower().endswith(".dcm"):
         from CTSegLogic.files.dicom import read_series
@@ -122,105 +124,41 @@ def _read_one(path: Path, modality: str, channels: int, series: str | None) -> V
     )
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
 def _load(path: Path, channels: int) -> tuple[NDArray[Any], Grid, tuple[str, ...]]:
-    if path.is_file() and path.stat().st_size == 0:
+    if not _exists(path) or not path.is_file():  # a pipe or a device would never end
+        raise ImageInvalid(seen=f"{path.name} is no file.", hint="Give the file of an image.")
+    if path.stat().st_size == 0:
         raise ImageInvalid(seen=f"{path.name} is empty.", hint="Copy or export the image again.")
-    if path.name.lower().endswith(NIFTI):
-        return _load_nifti(path, channels)
-    return _load_itk(path, channels)
-
-
-def _load_nifti(path: Path, channels: int) -> tuple[NDArray[Any], Grid, tuple[str, ...]]:
-    import nibabel
-
-    raw = _bytes(path)
-    second = raw[4:8] == b"n+2\0"
-    if not second and raw[344:348] != b"n+1\0":
-        raise ImageInvalid(seen=f"{path.name} is not a readable NIfTI file.", hint="Export the image again.")
-    kind: Any = nibabel.Nifti2Image if second else nibabel.Nifti1Image
     try:
-        _check_zooms(kind.header_class.from_fileobj(io.BytesIO(raw), check=False), path)
-        image = kind.from_bytes(raw)
-        header = image.header
-        if len(raw) < header.get_data_offset() + int(np.prod(header.get_data_shape(), dtype=np.int64)) * (
-            header.get_data_dtype().itemsize
-        ):
-            raise ImageInvalid(
-                seen=f"{path.name} ends before its last voxel.", hint="Copy or download it again."
-            )
-        if header.get_data_dtype().names or header.get_data_dtype().kind not in "iuf":
-            raise _colour(path)
-        data = _values(image.dataobj)
-    except (
-        nibabel.spatialimages.HeaderDataError,
-        nibabel.filebasedimages.ImageFileError,
-        OSError,
-        ValueError,
-    ) as error:
-        raise ImageInvalid(
-            seen=f"{path.name} is not a readable NIfTI file: {error}.", hint="Export it again."
+        if not path.name.lower().endswith(NIFTI):
+            return _load_itk(path, channels)
+        data, affine, warnings = load_nifti(path)
+        array = _channel_first(data, path, channels)
+        return array, Grid(shape=array.shape[1:], affine=affine), warnings
+    except MemoryError as error:
+        raise OutOfMemory(
+            seen=f"{path.name} does not fit into memory.",
+            hint="Close other programs, or crop the scan first.",
         ) from error
-    array = _channel_first(np.asarray(data).T, path, channels)
-    affine = image.affine[:, [2, 1, 0, 3]].astype(np.float64)
-    affine[:3] *= _MM.get(header.get_xyzt_units()[0], 1.0)
-    warnings: tuple[str, ...] = ()
-    if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
-        warnings = ("The file says nothing about orientation: left and right may be exchanged.",)
-    return array, Grid(shape=array.shape[1:], affine=affine), warnings
-
-
-def _check_zooms(header: Any, path: Path) -> None:
-    # nibabel silently takes a spacing of zero for one, so the stored numbers are looked at before it mends
-    # them.
-    zooms = np.asarray(header["pixdim"], float)[1:4]
-    if int(header["sform_code"]) == 0 and not (np.isfinite(zooms).all() and (zooms != 0).all()):
+    except OSError as error:
         raise ImageInvalid(
-            seen=f"{path.name} says its voxels measure {zooms.tolist()} mm: not finite and above zero.",
-            hint="Export it again, or set the right spacing.",
-        )
-
-
-def _bytes(path: Path) -> bytes:
-    from isal import igzip, isal_zlib
-
-    raw = path.read_bytes()
-    if not path.name.lower().endswith(".gz"):
-        return raw
-    try:
-        return bytes(igzip.decompress(raw))
-    except (OSError, EOFError, ValueError, zlib.error, isal_zlib.error) as error:  # type: ignore[misc]
-        raise ImageInvalid(
-            seen=f"{path.name} is damaged or cut off: {error}.", hint="Copy or download it again."
+            seen=f"{path.name} cannot be read: {error.strerror or error}.",
+            hint="Check its permissions and disk.",
         ) from error
-
-
-def _values(proxy: Any) -> NDArray[Any]:
-    """Voxels in the stored type, or float32 where the header scales them."""
-    raw: NDArray[Any] = np.asanyarray(proxy.get_unscaled())
-    if proxy.slope == 1 and proxy.inter == 0:
-        return raw.astype(raw.dtype.newbyteorder("="), copy=False)
-    scaled: NDArray[np.float32] = raw.astype(np.float32)
-    scaled *= np.float32(proxy.slope)
-    scaled += np.float32(proxy.inter)
-    return scaled
 
 
 def _load_itk(path: Path, channels: int) -> tuple[NDArray[Any], Grid, tuple[str, ...]]:
     import SimpleITK as sitk
 
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-        components, dimensions = reader.GetNumberOfComponents(), reader.GetDimension()
-        if components in (3, 4) and components != channels and reader.GetPixelID() == sitk.sitkVectorUInt8:
-            raise _colour(path)
-        image = reader.Execute()
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].removeprefix("sitk::ERROR: ")
-        raise ImageInvalid(
-            seen=f"{path.name} cannot be read: {reason}", hint="Export it again, as NIfTI or NRRD."
-        ) from error
+    image = image_of(path, channels)
+    components, dimensions = image.GetNumberOfComponentsPerPixel(), image.GetDimension()
     data = sitk.GetArrayFromImage(image)
     if components > 1:
         data = np.moveaxis(data, -1, 0)
@@ -232,6 +170,44 @@ def _load_itk(path: Path, channels: int) -> tuple[NDArray[Any], Grid, tuple[str,
     affine[:3, 3] = image.GetOrigin()[:3]
     affine = (_LPS_TO_RAS @ affine)[:, [2, 1, 0, 3]]
     return array, Grid(shape=array.shape[1:], affine=affine), ()
+
+
+def image_of(path: Path, channels: int = 0) -> Any:
+    """SimpleITK's image in a file, once its header is known to claim no more than the file holds.
+
+    Args:
+        channels: how many the caller takes; 0 lets colours pass.
+
+    Raises:
+        ImageInvalid: the header or the voxels cannot be read; OutOfMemory: they are too many.
+    """
+    import SimpleITK as sitk
+
+    check = CHECKS.get(path.suffix.lower())
+    if check is not None:
+        check(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        components, kind = reader.GetNumberOfComponents(), reader.GetPixelID()
+        if channels and components in (3, 4) and components != channels and kind == sitk.sitkVectorUInt8:
+            raise colour(path)
+        bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(kind))
+        most = None if check is not None else DEFLATE * sum(p.stat().st_size for p in _parts(path))
+        check_claim(path, [*reader.GetSize(), components], int(bits.group(1)) // 8 if bits else 16, most)
+        return reader.Execute()
+    except RuntimeError as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise ImageInvalid(
+            seen=f"{path.name} cannot be read: {lines[-1].removeprefix('sitk::ERROR: ')}",
+            hint="Export it again, as NIfTI or NRRD.",
+        ) from error
+
+
+def _parts(path: Path) -> list[Path]:
+    """The file, and the one beside it that holds the voxels of a header (.hdr)."""
+    return [path, *(p for p in (path.with_suffix(".img"), path.with_suffix(".img.gz")) if p.is_file())]
 
 
 def _channel_first(data: NDArray[Any], path: Path, channels: int) -> NDArray[Any]:
@@ -268,9 +244,3 @@ def _compact(array: NDArray[Any], path: Path) -> NDArray[Any]:
     if np.iinfo(np.int16).min <= low and high <= np.iinfo(np.int16).max:
         return array.astype(np.int16, copy=False)
     return array.astype(np.float32)
-
-
-def _colour(path: Path) -> ImageInvalid:
-    return ImageInvalid(
-        seen=f"{path.name} is a colour image.", hint="Give the scan itself, in grey values (HU)."
-    )

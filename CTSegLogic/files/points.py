@@ -16,6 +16,7 @@ from typing import Any
 from CTSegLogic.values.errors import PromptUnknown
 from CTSegLogic.values.prompt import Points
 
+_BROKEN = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 _HELP = (
     'Write {"positive": [[R, A, S]], "negative": []} in mm, or save a point list from Slicer as .mrk.json.'
 )
@@ -32,7 +33,7 @@ def read_points(path: Path) -> Points:
         table = json.loads(path.read_text(encoding="utf-8"))
         found = list(_markups(table) if "markups" in table else _plain(table))
         key = table.get("structure")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except _BROKEN as error:
         raise PromptUnknown(seen=f"{path.name} holds no points: {error}.", hint=_HELP) from error
     positive = tuple(point for point, inside in found if inside)
     negative = tuple(point for point, inside in found if not inside)

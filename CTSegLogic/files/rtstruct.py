@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.contours import contours_of, filled, slab_of
 from CTSegLogic.files.dicom import OF_THE_STUDY, mask_on_source, source_headers
-from CTSegLogic.files.dicomheaders import BROKEN
+from CTSegLogic.files.dicomguard import broken, check_unpacked
 from CTSegLogic.files.dicomnotes import add_provenance, remark_on
 from CTSegLogic.files.dicomseg import coded, left_out
 from CTSegLogic.values.errors import GridMismatch, ImageInvalid, OutputRefused
@@ -33,6 +33,7 @@ _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _KINDS = {"organ": "ORGAN", "lesion": "GTV", "target": "PTV"}  # RT ROI interpreted types; others stay empty
 _SERIES_NUMBER = 901
 _LPS_AND_RAS = np.array([-1.0, -1.0, 1.0])
+_FURTHEST_MM = 1e6  # from the origin: no scanner is that large
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,13 +214,15 @@ def _add_roi(
 def is_rtstruct(path: Path) -> bool:
     """Whether a file is a DICOM RTSTRUCT; False for anything else, readable or not."""
     import pydicom
-    from pydicom.errors import InvalidDicomError
 
     try:
+        check_unpacked(path)
         header = pydicom.dcmread(path, specific_tags=["Modality"], stop_before_pixels=True)
-    except (InvalidDicomError, OSError):
+        return str(header.get("Modality", "")) == "RTSTRUCT"
+    except ImageInvalid:
         return False
-    return str(header.get("Modality", "")) == "RTSTRUCT"
+    except broken():
+        return False
 
 
 def list_rois(path: Path) -> list[Roi]:
@@ -276,11 +279,11 @@ def read_rtstruct(
 def _rois(path: Path) -> list[tuple[Roi, list[NDArray[np.float64]]]]:
     """Every region with its closed contours, each (n, 3) in RAS mm."""
     import pydicom
-    from pydicom.errors import InvalidDicomError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            check_unpacked(path)
             data = pydicom.dcmread(path)
             if data.get("SOPClassUID") != _STORAGE and data.get("Modality") != "RTSTRUCT":
                 raise ImageInvalid(
@@ -289,7 +292,7 @@ def _rois(path: Path) -> list[tuple[Roi, list[NDArray[np.float64]]]]:
             drawn = {int(c.ReferencedROINumber): c for c in data.get("ROIContourSequence") or ()}
             seen = {int(o.ReferencedROINumber): o for o in data.get("RTROIObservationsSequence") or ()}
             return [_roi(item, drawn, seen, data) for item in data.StructureSetROISequence]
-    except (InvalidDicomError, *BROKEN) as error:
+    except broken() as error:
         raise ImageInvalid(
             seen=f"{path.name} is not an RTSTRUCT that can be read: {error}.",
             hint="Export the structure set again.",
@@ -324,4 +327,7 @@ def _points(contour: Any) -> NDArray[np.float64]:
     raw = contour.get_item("ContourData").value
     values = raw.split(b"\\") if isinstance(raw, bytes) else list(raw)
     points: NDArray[np.float64] = np.array([float(v) for v in values]).reshape(-1, 3) * _LPS_AND_RAS
+    if not (np.abs(points) < _FURTHEST_MM).all():
+        message = "a contour lies outside the world"
+        raise ValueError(message)
     return points

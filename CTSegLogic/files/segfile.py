@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from CTSegLogic.files.atomic import replaced
-from CTSegLogic.files.images import read_labels
+from CTSegLogic.files.images import image_of, read_labels
 from CTSegLogic.values.doubt import FULL
 from CTSegLogic.values.errors import ImageInvalid, OutputRefused
 from CTSegLogic.values.grid import Box, Grid
@@ -370,12 +370,7 @@ def _vector(values: Any) -> str:
 def _read_seg_nrrd(path: Path) -> Prediction:
     import SimpleITK as sitk
 
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise ImageInvalid(
-            seen=f"{path.name} cannot be read: {str(error).splitlines()[-1]}", hint="Save it again."
-        ) from error
+    image = image_of(path)
     data = sitk.GetArrayFromImage(image)
     maps = [data] if data.ndim == 3 else list(np.moveaxis(data, -1, 0))
     affine = np.eye(4)
@@ -406,7 +401,7 @@ def _legend(path: Path) -> dict[int, str]:
     try:
         labels = json.loads(table.read_text(encoding="utf-8"))["labels"]
         return {int(value): str(entry["key"]) for value, entry in labels.items()}
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ImageInvalid(
             seen=f"{table.name} is not a legend of labels.", hint="Remove it, or write the result again."
         ) from error

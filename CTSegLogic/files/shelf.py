@@ -69,7 +69,7 @@ class Shelf:
         """The table of that name; empty where there is none or it is damaged."""
         try:
             found = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 

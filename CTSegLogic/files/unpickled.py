@@ -7,7 +7,9 @@ names it may call are those below, none of which does more than make a value.
 from __future__ import annotations
 
 import codecs
+import io
 import pickle
+import pickletools
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,49 @@ import numpy as np
 
 from CTSegLogic.values.errors import WeightsCorrupt
 
+_MOST_BYTES = 256 << 20  # plans take a few thousand
 _SCALAR: Any = np.float64(0).__reduce__()[0]
 _ARRAY: Any = np.zeros(1).__reduce__()[0]
+_KIND = "numpy.ndarray"  # stands for the class, which could be called for memory
+
+
+def _reconstruct(kind: Any, shape: Any, code: Any) -> Any:
+    """An empty array, as numpy begins one; its size comes with its bytes."""
+    if kind != _KIND or tuple(shape) != (0,):
+        message = "an array is made without its values"
+        raise ValueError(message)
+    return _ARRAY(np.ndarray, (0,), code)
+
+
+def number_from(kind: Any, *values: Any) -> Any:
+    """A number of numpy's from its bytes; without bytes it would take as many as its type asks for.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if len(values) != 1:
+        message = "a number is made without its value"
+        raise ValueError(message)
+    return _SCALAR(kind, values[0])
+
+
+def _encode(text: Any, how: Any) -> Any:
+    """Bytes that were written as text: so protocols before 3 keep them."""
+    if how != "latin1" or not isinstance(text, str):
+        message = "it asks for another encoding than latin1"
+        raise ValueError(message)
+    return codecs.encode(text, "latin1")
+
+
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): codecs.encode,
+    ("_codecs", "encode"): _encode,
     ("builtins", "set"): set,
+    ("__builtin__", "set"): set,
     ("numpy", "dtype"): np.dtype,
-    ("numpy", "ndarray"): np.ndarray,
-    **{(f"numpy.{part}.multiarray", "scalar"): _SCALAR for part in ("core", "_core")},
-    **{(f"numpy.{part}.multiarray", "_reconstruct"): _ARRAY for part in ("core", "_core")},
+    ("numpy", "ndarray"): _KIND,
+    **{(f"numpy.{part}.multiarray", "scalar"): number_from for part in ("core", "_core")},
+    **{(f"numpy.{part}.multiarray", "_reconstruct"): _reconstruct for part in ("core", "_core")},
 }
 
 
@@ -39,6 +74,17 @@ class _Careful(pickle.Unpickler):
         return _ALLOWED[module, name]
 
 
+def _check_memory(raw: bytes) -> None:
+    """Refuses what would take memory out of proportion: unpickling grows its notes up to any number asked."""
+    if len(raw) > _MOST_BYTES:
+        message = f"it has more than {_MOST_BYTES >> 20} MB"
+        raise ValueError(message)
+    for code, argument, _ in pickletools.genops(raw):
+        if code.name.endswith("PUT") and isinstance(argument, int) and argument > len(raw):
+            message = f"it asks for {argument} notes"
+            raise ValueError(message)
+
+
 def read_pickled(path: Path) -> Any:
     """The plain data in a pickle.
 
@@ -47,16 +93,21 @@ def read_pickled(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            return _Careful(file).load()
+            raw = file.read(_MOST_BYTES + 1)
+        _check_memory(raw)
+        return _Careful(io.BytesIO(raw)).load()
     except (
         pickle.UnpicklingError,
         EOFError,
         ValueError,
         TypeError,
         AttributeError,
-        KeyError,
-        IndexError,
+        LookupError,
         OSError,
+        MemoryError,
+        RuntimeError,
+        SystemError,  # what numpy raises of a state that is none
+        ArithmeticError,
     ) as error:
         raise WeightsCorrupt(
             seen=f"{path.name} is not a pickle of plain data: {error}.",

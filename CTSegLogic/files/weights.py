@@ -345,7 +345,7 @@ def _corrupt(card: Card, path: Path, what: str) -> WeightsCorrupt:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    path = (folder / name).resolve()
+    path = (folder / name).resolve() if name.isprintable() else folder
     if folder.resolve() not in path.parents:
         raise CardInvalid(
             seen=f"The card names the file {name!r} outside its folder.", hint="Do not use this card."
@@ -363,7 +363,7 @@ def _table(name: str) -> dict[str, Any]:
         return {}
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsCorrupt(
             seen=f"{path} is damaged.", hint="Delete it; licences are then asked for again."
         ) from error

@@ -10,6 +10,8 @@ numpy only: the panel uses this before torch is installed.
 from __future__ import annotations
 
 import os
+import tokenize
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +28,10 @@ from CTSegLogic.values.run import Overrides, Request
 from CTSegLogic.values.structures import structure_from_row, structure_to_row
 from CTSegLogic.values.volume import Volume
 
+_BROKEN = (  # what a message or a file of voxels that is none raises
+    *(KeyError, TypeError, ValueError, OSError, AttributeError, OverflowError, RecursionError, EOFError),
+    *(SyntaxError, MemoryError, tokenize.TokenError, zipfile.BadZipFile),
+)
 _PROMPTS: dict[str, Any] = {"text": Text, "classes": Classes, "points": Points, "everything": Everything}
 
 
@@ -62,7 +68,7 @@ def read_job(message: Mapping[str, Any]) -> tuple[Volume, Request]:
     """
     try:
         folder = Path(str(message["folder"]))
-        array = np.load(folder / Path(str(message["voxels"])).name, mmap_mode="r")
+        array = _mapped(folder, message["voxels"])
         volume = Volume(
             array=array,
             grid=_grid_in(message["grid"]),
@@ -78,9 +84,9 @@ def read_job(message: Mapping[str, Any]) -> tuple[Volume, Request]:
             overrides=_overrides_in(message.get("overrides")),
             locate=message.get("locate"),
             refine=message.get("refine"),
-            before=np.load(folder / "before.npy") if message.get("before") else None,
+            before=np.array(_mapped(folder, "before.npy")) if message.get("before") else None,
         )
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except _BROKEN as error:
         raise CTSegError(
             seen=f"The worker got a broken message: {error!r}.", hint="Restart the worker."
         ) from error
@@ -103,11 +109,24 @@ def write_result(folder: Path, prediction: Prediction) -> dict[str, Any]:
 
 
 def read_result(message: Mapping[str, Any]) -> Prediction:
-    """The prediction of a message of `write_result`; its layers are read into memory."""
+    """The prediction of a message of `write_result`; its layers are read into memory.
+
+    Raises:
+        CTSegError: the message is not one.
+    """
+    try:
+        return _result_in(message)
+    except _BROKEN as error:
+        raise CTSegError(
+            seen=f"The worker sent a broken result: {error!r}.", hint="Restart the worker."
+        ) from error
+
+
+def _result_in(message: Mapping[str, Any]) -> Prediction:
     folder = Path(str(message["folder"]))
     layers = tuple(
         Layer(
-            array=np.load(folder / Path(str(layer["file"])).name),
+            array=np.array(_mapped(folder, layer["file"])),
             box=Box(start_kji=_three(layer["start"]), stop_kji=_three(layer["stop"])),
         )
         for layer in message["layers"]
@@ -127,6 +146,15 @@ def read_result(message: Mapping[str, Any]) -> Prediction:
             versions=dict(origin.get("versions", {})),
         ),
     )
+
+
+def _mapped(folder: Path, name: Any) -> NDArray[Any]:
+    """A file of voxels in the folder, mapped: what its header claims must be there."""
+    array = np.load(folder / Path(str(name)).name, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        message = f"{name} holds no voxels"
+        raise ValueError(message)
+    return array
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -22,11 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from CTSegLogic.files.atomic import replaced
+from CTSegLogic.files.unpickled import number_from
 from CTSegLogic.values.errors import OutOfMemory, WeightsCorrupt, WeightsMismatch, out_of_memory
 
 _SHAPES = "compact"  # the entry of a compact file's metadata
 _HEADER = 256  # bytes that one more entry costs
 _WRAPPED = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")
+_BROKEN = (  # what a file that is damaged or hostile makes torch and safetensors raise
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError),
+    *(RuntimeError, SystemError, TypeError, ValueError, struct.error),
+)
 _PARTS = ("core", "_core")
 
 
@@ -44,7 +50,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         for name, shape in (json.loads(said) if said else {}).items():
             stored[name] = _unpacked(stored.pop(f"{name}.mask"), stored.pop(f"{name}.values"), shape)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, *_BROKEN) as error:
         _refuse_memory(error, path)
         raise WeightsCorrupt(
             seen=f"{path.name} is not a safetensors file: {error}.", hint="Install the model again."
@@ -176,7 +182,7 @@ def read_checkpoint(path: Path, held: IO[bytes] | None = None) -> Any:
             # torch warns of a file's protocol before it refuses what the file asks for.
             warnings.filterwarnings("ignore", message="Detected .* protocol")
             return torch.load(held or path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError, AttributeError) as error:
+    except (UnpicklingError, zipfile.BadZipFile, *_BROKEN) as error:
         _refuse_memory(error, path)
         what = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsCorrupt(
@@ -215,6 +221,9 @@ def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _numbers() -> list[Any]:
     """numpy's scalars, by every name that versions of numpy gave what makes them."""
-    make: Any = np.float64(0).__reduce__()[0]
     kinds = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
-    return [np.dtype, *dict.fromkeys(kinds), *((make, f"numpy.{part}.multiarray.scalar") for part in _PARTS)]
+    return [
+        np.dtype,
+        *dict.fromkeys(kinds),
+        *((number_from, f"numpy.{part}.multiarray.scalar") for part in _PARTS),
+    ]

@@ -68,7 +68,7 @@ def is_bodypart(path: Path) -> bool:
     """Whether a task file is of this kind; an unreadable one is left to others to refuse."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(table, dict) and table.get("kind") == SCORER
 

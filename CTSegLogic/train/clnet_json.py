@@ -70,7 +70,7 @@ def is_clnet(path: Path) -> bool:
     """Whether a JSON file is written in CL-Net's grammar; a file that cannot be read is not."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(table, dict) and any(key.casefold().startswith("clnet_") for key in table)
 

@@ -20,6 +20,7 @@ ALL = "all"
 STRIDE: Size = (16, 32, 32)  # input voxels per bottleneck voxel of the published encoder
 PATCH_STEP: Size = (8, 16, 16)  # to which the published parser rounds patches
 _RANGE = re.compile(r"\s*(\d+)\s*(?:[-_]\s*(\d+)\s*)?")
+_DIGITS = 5  # of a label: maps of labels hold 16 bits
 _DECODER_KERNELS, _ENCODER_KERNELS, _POOLS = 5, 6, 5
 
 
@@ -110,7 +111,7 @@ def _labels(value: Any, place: Place) -> Iterable[int]:
     elif isinstance(value, str):
         for part in value.split(","):
             match = _RANGE.fullmatch(part)
-            if match is None:
+            if match is None or max(map(len, filter(None, match.groups()))) > _DIGITS:
                 raise place.fault(seen=f"has {part.strip()!r}, which is no label", hint='Write "6, 8-9".')
             first, last = int(match[1]), int(match[2] or match[1])
             if last < first:

@@ -101,7 +101,7 @@ def folds_in(folder: Path, names: Sequence[str]) -> dict[str, int] | None:
 def _splits(path: Path) -> list[Any]:
     try:
         splits = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TaskInvalid(seen=f"{path} is not readable JSON: {error}.", hint="Mend the file.") from error
     if not isinstance(splits, list) or not splits:
         raise TaskInvalid(seen=f"{path} is no list of folds.", hint='Write [{"train": [], "val": []}].')

@@ -46,6 +46,9 @@ from CTSegLogic.values.run import Run
 from CTSegLogic.values.structures import foreign_labels, suggest
 from CTSegLogic.values.task import Case, Task
 
+_WRONG = (  # what a task file with values of other types makes the code that reads it raise
+    *(AttributeError, TypeError, ValueError, LookupError, ArithmeticError, OSError, RecursionError),
+)
 _OWN = {"card", "new", "name", "head", "dataset", "dataset_dir", "mapping", "folds", "comment"}
 _TASK = {f.name for f in fields(Task)} - {"head", "cases", "structures", "rehearse", "rehearse_share"}
 _TASK -= {"together"}
@@ -176,7 +179,7 @@ def read_table(path: Path) -> dict[str, Any]:
     """The JSON object in a file."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TaskInvalid(
             seen=f"{path} is not a readable task file: {error}.", hint="Write one JSON object."
         ) from error
@@ -202,7 +205,20 @@ def checked(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def task_of(table: Mapping[str, Any], card: Card, data: Path, home: Path | None = None) -> Task:
-    """The `Task` of a task file's table, its data sets starting from `data`, other files from `home`."""
+    """The `Task` of a task file's table, its data sets starting from `data`, other files from `home`.
+
+    Raises:
+        TaskInvalid: a value contradicts another, its data, or is of the wrong type.
+    """
+    try:
+        return _task_of(table, card, data, home)
+    except _WRONG as error:
+        raise TaskInvalid(
+            seen=f"A value of the task has the wrong type: {error}.", hint="See Resources/Tasks."
+        ) from error
+
+
+def _task_of(table: Mapping[str, Any], card: Card, data: Path, home: Path | None) -> Task:
     chosen = {key: table[key] for key in _TASK & table.keys()}
     chosen.setdefault("patch_kji", card.prepare.patch_kji)
     chosen["patch_kji"] = tuple(chosen["patch_kji"])
@@ -224,12 +240,7 @@ def task_of(table: Mapping[str, Any], card: Card, data: Path, home: Path | None 
             hint="Leave `unlabelled` out, or set `narrow` in `teach`.",
         )
     cases += [c for name in ([more] if isinstance(more, str) else more) for c in read_unlabelled(data / name)]
-    try:
-        task = Task(head=table["head"], structures=keys, cases=tuple(cases), **chosen)
-    except TypeError as error:
-        raise TaskInvalid(
-            seen=f"A value of the task has the wrong type: {error}.", hint="See Resources/Tasks."
-        ) from error
+    task = Task(head=table["head"], structures=keys, cases=tuple(cases), **chosen)
     if "together" in table:
         task = together_of(table, task, lambda one: task_of(one, card, data, home))
     return _replaying(task, table["replay"], card, data, home or data) if "replay" in table else task

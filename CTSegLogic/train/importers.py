@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,16 @@ def read_datalist(
     Raises:
         TaskInvalid: the list is malformed, or a file is missing; the message names the entry.
     """
+    try:
+        return _listed(path, root, mapping, part)
+    except (TypeError, ValueError, AttributeError, OSError, OverflowError) as error:
+        raise TaskInvalid(
+            seen=f"{path.name} holds a value of the wrong type: {error}.",
+            hint='Write {"image": FILE, "label": FILE, "fold": N}.',
+        ) from error
+
+
+def _listed(path: Path, root: Path, mapping: Mapping[str, str] | None, part: str) -> list[Case]:
     table = _table(path)
     names = None if mapping is None else {int(v): key for v, key in mapping.items()}
     cases: dict[str, Case] = {}
@@ -170,7 +181,7 @@ def label_names(table: Mapping[str, Any], folder: Path) -> dict[int, str]:
                 seen=f"{folder.name} defines {name!r} as a region of the labels {value}.",
                 hint="Regions overlap and are not learned here: give a `mapping` of single values.",
             )
-        if not str(value).isdigit():
+        if not re.fullmatch(r"[0-9]{1,18}", str(value)):
             raise TaskInvalid(
                 seen=f"{folder.name} gives {name!r} the label {value!r}, which is no number.",
                 hint='Write {"liver": 1} or {"1": "liver"} in dataset.json.',
@@ -182,7 +193,8 @@ def label_names(table: Mapping[str, Any], folder: Path) -> dict[int, str]:
 def modality_of(table: Mapping[str, Any]) -> str:
     """ "CT" when every channel of a dataset.json is a CT, else "MR"."""
     channels = table.get("channel_names") or table.get("modality") or {"0": "CT"}
-    return "CT" if all(str(name).upper() == "CT" for name in channels.values()) else "MR"
+    named = channels.values() if isinstance(channels, dict) else [channels]
+    return "CT" if all(str(name).upper() == "CT" for name in named) else "MR"
 
 
 def read_dataset(folder: Path) -> dict[str, Any]:
@@ -199,7 +211,7 @@ def read_dataset(folder: Path) -> dict[str, Any]:
 def _table(path: Path) -> dict[str, Any]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TaskInvalid(seen=f"{path} is not readable JSON: {error}.", hint="Mend the file.") from error
     if not isinstance(table, dict):
         raise TaskInvalid(seen=f"{path} is not one JSON object.", hint="Mend the file.")

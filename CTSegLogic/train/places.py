@@ -8,7 +8,6 @@ What can be mended is noted (`Source.notes`) and goes on; what cannot raises `Ta
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ from typing import Any
 
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.structures import suggest
+
+_MOST = 1e300  # not finite, or a whole number that no float holds
 
 
 @dataclass(eq=False)
@@ -35,7 +36,7 @@ class Source:
         """The file's one JSON object; a key that stands twice in an object is an error, not a loss."""
         try:
             table = json.loads(self.text, object_pairs_hook=self._once)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TaskInvalid(
                 seen=f"{self.name} is not readable JSON: {error}.", hint="Mend the file at that place."
             ) from error
@@ -134,7 +135,7 @@ class Place:
 
     def number(self, value: Any, low: float, high: float, what: str) -> float:
         """A finite number within low..high, both included."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _MOST:
             raise self.fault(seen=f"is {_shown(value)}, not a number", hint=f"Give {what}.")
         if not low <= value <= high:
             raise self.fault(seen=f"is {value:g}, outside {low:g} to {high:g}", hint=f"Give {what}.")

@@ -100,7 +100,7 @@ def read_sequence(folder: Path) -> Learned:
             mappings=tuple(table["mappings"]),
             folders={m: tuple(folder / name for name in names) for m, names in table["folders"].items()},
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise TaskInvalid(
             seen=f"{folder} holds no trained sequence: {error}.",
             hint="Train one: `ctseg train SEQUENCE.json -o DIR`.",

@@ -30,6 +30,9 @@ _SCHEMES = (
     "http://127.0.0.1:",
     "http://localhost:",
 )  # http only on this computer
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+_AXES = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
+_MOST_MM, _MOST_PATCH = 1000, 4096  # of a working spacing and, in voxels, of a tile: more is a mistake
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -307,7 +310,7 @@ def _build(kind: Any, table: Any, where: str, **extra: Any) -> Any:
     try:
         values = {key: _value(kind, key, value, f"{where}.{key}") for key, value in table.items()}
         return kind(**values, **extra)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         raise CardInvalid(
             seen=f"{where} is malformed: {error}.", hint="See CONTRIBUTING for the card format."
         ) from error
@@ -337,6 +340,9 @@ def _rules(card: Card) -> Iterator[tuple[bool, str]]:
     names = [head.name for head in card.heads]
     named = isinstance(card.name, str) and _NAME.fullmatch(card.name)
     yield not named, "the name is not lower-case letters, digits, . _ -"
+    # It names a folder under the user's own, as the name does.
+    versioned = isinstance(card.version, str) and _VERSION.fullmatch(card.version)
+    yield not versioned, "the version is not letters, digits, . _ + -"
     yield not card.heads and card.system not in (SCORER, START), "it has no head"
     yield len(set(names)) != len(names), "two heads share a name"
     yield not set(card.modality) <= {"CT", "MR"} or not card.modality, "modality must list CT, MR or both"
@@ -362,8 +368,11 @@ def _rules(card: Card) -> Iterator[tuple[bool, str]]:
 
 def _prepare_rules(prepare: Prepare) -> Iterator[tuple[bool, str]]:
     spacing, patch, tone = prepare.spacing_mm, prepare.patch_kji, prepare.intensity
-    yield len(spacing) != 3 or min(spacing) <= 0, "spacing_mm must be three numbers above 0"
-    yield len(patch) != 3 or min(patch) < 1, "patch_kji must be three sizes"
+    wide = len(spacing) == 3 and all(0 < mm < _MOST_MM for mm in spacing)
+    yield not wide, "spacing_mm must be three numbers above 0"
+    yield len(patch) != 3 or min(patch) < 1 or max(patch) > _MOST_PATCH, "patch_kji must be three sizes"
+    turned = isinstance(prepare.code, str) and sorted(map(_AXES.get, prepare.code), key=str) == [0, 1, 2]
+    yield not turned, "code must name one direction of each axis, such as SPL"
     yield not 0 <= prepare.overlap < 0.9, "overlap must lie in 0..0.9"
     yield prepare.order not in (0, 1), "order must be 0 or 1"
     yield prepare.blend not in ("gaussian", "constant"), "blend must be gaussian or constant"

@@ -20,6 +20,23 @@ CTSegError                     the root; exit code 2
 
 from __future__ import annotations
 
+_LONGEST = 2000  # letters of a line that somebody reads
+
+
+def plain_line(text: str) -> str:
+    """A text as one line that every terminal can show: what files hold may end up in a message.
+
+    >>> plain_line("a\\n  b\\x1b[2J")
+    'a b\\\\x1b[2J'
+    """
+    words = " ".join(text.split())
+    line = (
+        words
+        if words.isprintable()
+        else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+    )
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
+
 
 class CTSegError(Exception):
     """What was seen, and what to do: the two lines a user gets.
@@ -32,9 +49,8 @@ class CTSegError(Exception):
     exit_code = 2
 
     def __init__(self, *, seen: str, hint: str) -> None:
-        super().__init__(seen)
-        self.seen = seen
-        self.hint = hint
+        self.seen, self.hint = plain_line(seen), plain_line(hint)
+        super().__init__(self.seen)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions with keyword-only arguments do not survive pickling, and workers send theirs across

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from CTSegLogic.values.errors import PromptUnknown
 from CTSegLogic.values.lexicon import Lexicon
 from CTSegLogic.values.reader import Match, Reader
 from CTSegLogic.values.spelling import Nearest, Speller
@@ -22,6 +23,7 @@ from CTSegLogic.values.structures import Vocabulary, vocabulary
 from CTSegLogic.values.words import rows, tokens
 
 __all__ = ["Match", "Understanding", "tokens", "understand"]
+_LONGEST = 4000  # letters of a phrase; reading takes longer than in proportion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +76,19 @@ def understand(
 ) -> Understanding:
     """What a phrase means in the vocabulary.
 
+    Raises:
+        PromptUnknown: it is longer than any phrase (a name given wrongly for one, say).
+
     Args:
         phrase: such as "left parotid and the cord, not the mandible".
         words: the vocabulary; the shipped one when None.
         within: keys of the model at hand; settles names that several structures share.
     """
+    if len(phrase) > _LONGEST:
+        raise PromptUnknown(
+            seen=f"A phrase of {len(phrase)} letters is too long to be read.",
+            hint=f"Name structures in at most {_LONGEST} letters.",
+        )
     lexicon, speller, nearest = _books(words if words is not None else vocabulary())
     known = None if within is None else frozenset(within)
     reader = Reader(lexicon, speller, phrase, known)

@@ -78,7 +78,15 @@ def read_delta(path: Path) -> Delta:
             table = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         rows = dict(zip(said["rows"], table.pop(ROWS) if said["rows"] else (), strict=True))
         return Delta(tensors=table, rows=rows, made_from=said["made_from"])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise WeightsCorrupt(
             seen=f"{path.name} holds no changes to a network: {error}.", hint="Install the model again."
         ) from error

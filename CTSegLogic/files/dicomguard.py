@@ -1,0 +1,87 @@
+"""What is checked of a DICOM file before pydicom, highdicom or GDCM trust what it says of its own size."""
+
+from __future__ import annotations
+
+import functools
+import struct
+import zlib
+from collections.abc import MutableSequence
+from pathlib import Path
+from typing import Any
+
+from CTSegLogic.files.claims import check_claim
+from CTSegLogic.values.errors import ImageInvalid
+
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")  # pixels as they are
+_MOST_DEFLATED = 1 << 28  # bytes of a deflated data set, unpacked
+_SINGLE = (  # what is one value each, though a damaged header may hold several
+    *("Modality", "SeriesInstanceUID", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel"),
+    *("BitsAllocated", "PixelRepresentation", "PhotometricInterpretation"),
+)
+_WHOLE = ("NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PixelRepresentation")
+
+
+@functools.cache
+def broken() -> tuple[type[Exception], ...]:
+    """What a damaged file makes pydicom, highdicom, or the conversion of its values, raise."""
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    plain = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError)
+    parsing = (struct.error, zlib.error, BytesLengthException, InvalidDicomError)
+    return (*plain, RuntimeError, TypeError, ValueError, *parsing)
+
+
+def check_unpacked(path: Path) -> None:
+    """Refuses a deflated file that would unpack to more than any data set needs: pydicom takes it all at
+    once.
+
+    Raises:
+        ImageInvalid: it would.
+    """
+    with path.open("rb") as file:
+        head = file.read(1024)
+        if _DEFLATED not in head:
+            return
+        file.seek(144 + int.from_bytes(head[140:144], "little"))
+        packer, count = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while count <= _MOST_DEFLATED and not packer.eof:
+            part = packer.unconsumed_tail or file.read(1 << 20)
+            if not part:
+                return
+            count += len(packer.decompress(part, 1 << 20))
+    if count > _MOST_DEFLATED:
+        raise damaged(path, f"it unpacks to more than {_MOST_DEFLATED >> 20} MB")
+
+
+def check_single(header: Any) -> None:
+    """Raises ValueError when what must be one value is several, or a size is below zero; returns nothing."""
+    for keyword in _SINGLE:
+        value = header.get(keyword)
+        if isinstance(value, MutableSequence) or (keyword in _WHOLE and int(value or 0) < 0):
+            message = f"its {keyword} is {str(value)[:40]!r}"
+            raise ValueError(message)
+
+
+def damaged(path: Path, why: str) -> ImageInvalid:
+    """What to tell the user of a file that cannot be used."""
+    reason = why.strip().rstrip(".").splitlines()
+    return ImageInvalid(
+        seen=f"{path.name} cannot be read: {reason[-1] if reason else 'it ends too early'}.",
+        hint="Copy or export the series again, or take that file out of the folder.",
+    )
+
+
+def check_pixels(header: Any) -> None:
+    """Refuses a header that claims more voxels than its file can hold.
+
+    Raises:
+        ImageInvalid: it does.
+    """
+    path = Path(header.filename)
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    plain = str(syntax) in _PLAIN
+    sizes = [int(header.get("NumberOfFrames") or 1), int(header.Rows), int(header.Columns)]
+    bits = int(header.get("BitsAllocated") or 16)
+    most = path.stat().st_size * 8 // max(bits, 1) if plain else None
+    check_claim(path, sizes, 1, most)
