@@ -13,8 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from CTSegLogic.app.instead import Plan, instead
+from CTSegLogic.app.provenance import facts_of
 from CTSegLogic.files.weights import find_card
-from CTSegLogic.values.card import SCORER, Card, Head, Prepare, facts_of
+from CTSegLogic.values.card import SCORER, Card, Head, Prepare
 from CTSegLogic.values.checks import hu_warnings
 from CTSegLogic.values.errors import Cancelled, CTSegError, out_of_memory
 from CTSegLogic.values.grid import Box, Grid

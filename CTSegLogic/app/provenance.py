@@ -14,6 +14,7 @@ import sys
 from dataclasses import replace
 
 from CTSegLogic.files.dicom import program_version
+from CTSegLogic.values.card import Card
 from CTSegLogic.values.prediction import Prediction
 from CTSegLogic.values.run import Request, Run
 
@@ -72,3 +73,9 @@ def _asked(request: Request, run: Run) -> dict[str, str]:
         corner = ", ".join(f"{x:.1f}" for x in request.roi.affine[:3, 3])
         said["region"] = f"{shape} voxels from ({corner}) RAS mm"
     return {name: text for name, text in said.items() if text}
+
+
+def facts_of(card: Card) -> dict[str, str]:
+    """Name, version and known checksums of a model, as an origin tells them."""
+    sums = {f"sha256:{name}": spec.sha256 for name, spec in card.files.items() if spec.sha256}
+    return {"name": card.name, "version": card.version, **sums}

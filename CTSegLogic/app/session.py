@@ -142,12 +142,7 @@ class Session:
         plan, moved = where.covering(plan, self._stand_ins(plan, request, volume.modality))
         predictions = []
         for n, (card, ask) in enumerate(plan):
-            if volume.channels != len(card.prepare.channels):
-                wanted = card.prepare.channels
-                raise ImageInvalid(
-                    seen=f"The scan has {volume.channels} channels, {card.name} takes {len(wanted)}.",
-                    hint=f"Give one image per channel: {', '.join(wanted)}.",
-                )
+            _check_channels(volume, card)
             segment = functools.partial(self._found, card)
             found = where.segmented(card, replace(ask, before=before), run.share(n, len(plan)), segment)
             warned = (*scan_warnings(part, card.modality), *_terms(card))
@@ -215,6 +210,15 @@ def _shared(
             hint=f"Install {' or '.join(able)}." if able else f"Installed models find: {served}.",
         )
     return plan
+
+
+def _check_channels(volume: Volume, card: Card) -> None:
+    wanted = card.prepare.channels
+    if volume.channels != len(wanted):
+        raise ImageInvalid(
+            seen=f"The scan has {volume.channels} channels, {card.name} takes {len(wanted)}.",
+            hint=f"Give one image per channel: {', '.join(wanted)}.",
+        )
 
 
 def _looked_at(volume: Volume, roi: Grid | None) -> tuple[Volume, Box]:

@@ -14,10 +14,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from CTSegLogic.app.provenance import facts_of
 from CTSegLogic.engine.stages import FromMask, Region
 from CTSegLogic.files.weights import find_card
 from CTSegLogic.systems import Locates, Refines, System
-from CTSegLogic.values.card import Card, facts_of
+from CTSegLogic.values.card import Card
 from CTSegLogic.values.errors import SettingInvalid
 from CTSegLogic.values.grid import Grid
 from CTSegLogic.values.prediction import Entry, Prediction, merge

@@ -12,7 +12,6 @@ import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,11 @@ from numpy.typing import NDArray
 
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.images import image_of, read_labels
+from CTSegLogic.files.packing import pack
 from CTSegLogic.values.doubt import FULL
 from CTSegLogic.values.errors import ImageInvalid, OutputRefused
 from CTSegLogic.values.grid import Box, Grid
-from CTSegLogic.values.prediction import UNREVIEWED, Entry, Prediction, prediction_of, smallest_unsigned
+from CTSegLogic.values.prediction import UNREVIEWED, Entry, Prediction, prediction_of
 from CTSegLogic.values.structures import Structure, vocabulary
 from CTSegLogic.values.volume import Volume
 
@@ -33,21 +33,6 @@ _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 _SLOPE = slice(112, 120)  # of a NIfTI header: slope and intercept
 _KEY_TAG, _STATUS_TAG = "CTSeg.Key", "CTSeg.Status"
 _FLAGS_TAG = "CTSeg.Flags"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Packed:
-    """A prediction in as few label maps as its overlaps allow.
-
-    Attributes:
-        maps: full-size label maps (k, j, i).
-        places: for each found entry, (map, value).
-        hidden: when only one map was allowed, voxels of each key that another structure took.
-    """
-
-    maps: tuple[NDArray[Any], ...]
-    places: tuple[tuple[Entry, int, int], ...]
-    hidden: Mapping[str, int]
 
 
 def ending(path: Path) -> str:
@@ -136,54 +121,6 @@ def check_source(volume: Volume | None, path: Path) -> str:
             hint="Give the scan as a DICOM folder, or write .seg.nrrd.",
         )
     return kind
-
-
-def pack(prediction: Prediction, *, single: bool = False) -> Packed:
-    """The prediction's structures in full-size label maps, values 1.. in entry order.
-
-    Args:
-        prediction: what to pack.
-        single: one map only; where structures overlap the later one in this order wins: organs, targets,
-            stations, lesions.
-    """
-    found = [entry for entry in prediction.entries if entry.status == "found"]
-    kind = smallest_unsigned(len(found))
-    maps: list[NDArray[Any]] = []
-    places: dict[str, tuple[int, int]] = {}
-    hidden: dict[str, int] = {}
-    order = ("organ", "target", "station", "lesion")
-    values = {entry.structure.key: n for n, entry in enumerate(found, start=1)}
-    for number, group in groupby(
-        sorted(found, key=lambda e: order.index(e.structure.kind)), key=lambda e: e.layer
-    ):
-        layer, together = prediction.layers[number], list(group)
-        maps = maps or [np.zeros(prediction.grid.shape, kind)]
-        # Neighbours in one layer never overlap: where none overlaps what is there, one pass paints them all.
-        most = max(int(layer.array.max(initial=0)), *(entry.value for entry in together))
-        table = np.zeros(most + 1, kind)
-        for entry in together:
-            table[entry.value] = values[entry.structure.key]
-        painted, region = table[layer.array], maps[0][layer.box.slices]
-        if not ((painted > 0) & (region > 0)).any():
-            np.maximum(region, painted, out=region)
-            places |= {entry.structure.key: (0, values[entry.structure.key]) for entry in together}
-            continue
-        for entry in together:
-            mask, value = layer.array == entry.value, values[entry.structure.key]
-            at = next(
-                (n for n, m in enumerate(maps) if single or not m[layer.box.slices][mask].any()), len(maps)
-            )
-            if at == len(maps):
-                maps.append(np.zeros(prediction.grid.shape, kind))
-            region = maps[at][layer.box.slices]
-            for other, count in zip(*np.unique(region[mask], return_counts=True), strict=True):
-                if other:
-                    hidden[found[int(other) - 1].structure.key] = int(count)
-            region[mask] = value
-            places[entry.structure.key] = (at, value)
-    maps = maps or [np.zeros(prediction.grid.shape, kind)]
-    listed = tuple((entry, *places[entry.structure.key]) for entry in found)
-    return Packed(maps=tuple(maps), places=listed, hidden=hidden)
 
 
 def write_seg_nrrd(prediction: Prediction, path: Path, naming: str = "name") -> None:

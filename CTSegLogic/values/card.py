@@ -396,9 +396,3 @@ def _head_rules(head: Head, card: Card, names: list[str]) -> Iterator[tuple[bool
     words = card.vocabulary
     for key in head.structures:
         yield key not in words, f"finds {key!r}, which neither the vocabulary nor the card defines"
-
-
-def facts_of(card: Card) -> dict[str, str]:
-    """Name, version and known checksums of a model, as an origin tells them."""
-    sums = {f"sha256:{name}": spec.sha256 for name, spec in card.files.items() if spec.sha256}
-    return {"name": card.name, "version": card.version, **sums}

@@ -12,7 +12,8 @@ import phantoms
 import pytest
 
 from CTSegLogic.files import atomic
-from CTSegLogic.files.segfile import ending, pack, read_segmentation, write_segmentation
+from CTSegLogic.files.packing import pack
+from CTSegLogic.files.segfile import ending, read_segmentation, write_segmentation
 from CTSegLogic.values.errors import ImageInvalid, OutputRefused
 from CTSegLogic.values.prediction import Entry, Origin, Prediction, layer_of
 from CTSegLogic.values.structures import Structure, vocabulary
