@@ -84,9 +84,8 @@ class ClNet(Model):
         occupied = _occupied(image, volume, prepare)
         clock.mark("prepare")
         mode = "nearest" if run.quality == "fast" else "smooth"
-        mirrored = run.quality == "best" and all(
-            mirror_of(head, self.card) is not None for head, _, _ in decoders
-        )
+        twins = {head.name: mirror_of(head, self.card) is not None for head, _, _ in decoders}
+        mirrored = run.quality == "best" and all(twins.values())
         merged = merged_heads(ask, run, among)
         readouts = [
             readout_of(
@@ -95,7 +94,7 @@ class ClNet(Model):
                 work,
                 volume.grid,
                 mode,
-                mirrored=mirrored or (run.doubt is not None and mirror_of(head, self.card) is not None),
+                mirrored=mirrored or (run.doubt is not None and twins[head.name]),
                 own=head.name not in merged or run.overrides.per_head is not None,
             )
             for head, _, decoder in decoders
