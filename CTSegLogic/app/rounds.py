@@ -24,7 +24,7 @@ from CTSegLogic.app.outputs import refuse_trouble, say
 from CTSegLogic.app.roundtable import COARSE, FILES, ORACLE, STOP, Judged, as_text, write_rounds
 from CTSegLogic.files.images import read_image
 from CTSegLogic.files.segfile import read_segmentation
-from CTSegLogic.files.weights import find_card
+from CTSegLogic.files.weights import find_card, handle_of
 from CTSegLogic.train.importers import read_nnunet
 from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.errors import SettingInvalid
@@ -158,8 +158,7 @@ def _of_case(session: Session, system: Rstn, case: Case, first: Sequence[Card]) 
 def _masks(session: Session, volume: Volume, card: Card, keys: Sequence[str]) -> Prediction | None:
     """What a model finds of the structures that it knows; None where it knows none."""
     known = tuple(key for key in keys if key in card.keys)
-    named = str(card.folder) if card.folder is not None else card.name
-    return session.segment(volume, Request(prompt=Classes(known), card=named)) if known else None
+    return session.segment(volume, Request(prompt=Classes(known), card=handle_of(card))) if known else None
 
 
 class _One:

@@ -102,6 +102,12 @@ def find_card(name: str) -> Card:
     return known[name]
 
 
+def handle_of(card: Card) -> str:
+    """What `find_card` finds this very model by: its folder, or the name of one that is shipped."""
+    lone = card.folder is None or not (card.folder / "card.json").is_file()
+    return card.name if lone else str(card.folder)
+
+
 def place_of(card: Card, name: str) -> Path:
     """Where a file of the card is, or will be once installed."""
     spec = card.files[name]

@@ -12,7 +12,18 @@ import pytest
 
 from CTSegLogic.files import download as download_module
 from CTSegLogic.files import weights
-from CTSegLogic.files.weights import ensure, find_card, home, install, installed, place_of, publish, remove
+from CTSegLogic.files.weights import (
+    cards,
+    ensure,
+    find_card,
+    handle_of,
+    home,
+    install,
+    installed,
+    place_of,
+    publish,
+    remove,
+)
 from CTSegLogic.values.card import Card, FileSpec, Head, Intensity, License, Prepare
 from CTSegLogic.values.errors import (
     CardInvalid,
@@ -194,6 +205,11 @@ def test_shipped_models_are_ready_and_stay(an_empty_home):
         ensure(card)
         with pytest.raises(OutputRefused, match="part of the program"):
             remove(card)
+
+
+def test_a_card_is_found_again_by_its_handle(a_tiny_card, an_empty_home):
+    for card in (a_tiny_card, *cards().values()):
+        assert find_card(handle_of(card)) == card
 
 
 def test_cards_are_found_by_name_file_and_folder(an_empty_home, a_tiny_card):
