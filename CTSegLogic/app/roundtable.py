@@ -2,7 +2,7 @@
 
 rounds.csv   every answer about every structure of every case
 rounds.md    mean Dice per start: coarse, every round, where the rule stopped, oracle
-rounds.png   the same by round, cases thin, coarse dotted, oracle dashed
+rounds.png   the same by round, from the worst case to the best shaded, coarse dotted, oracle dashed
 """
 
 from __future__ import annotations
@@ -106,13 +106,18 @@ def as_markdown(rows: Sequence[Judged]) -> list[str]:
 
 
 def _by_round(rows: Sequence[Judged]) -> dict[int, float]:
-    """Round -> mean Dice over all cases; a case whose rounds ended before counts with its last one, so that
+    """Round -> mean Dice over all cases."""
+    return {k: _mean(own) for k, own in _of_rounds(rows).items()}
+
+
+def _of_rounds(rows: Sequence[Judged]) -> dict[int, list[Judged]]:
+    """Round -> the answer of every case; one whose rounds ended before counts with its last one, so that
     hard cases do not fall out of the mean."""
     cases: dict[str, dict[int, Judged]] = {}
     for row in rows:
         cases.setdefault(row.case, {})[row.round or 0] = row
     last = max((n for own in cases.values() for n in own), default=-1)
-    return {k: _mean([own[max(n for n in own if n <= k)] for own in cases.values()]) for k in range(last + 1)}
+    return {k: [own[max(n for n in own if n <= k)] for own in cases.values()] for k in range(last + 1)}
 
 
 def _mean(rows: Sequence[Judged]) -> float:
@@ -130,7 +135,7 @@ def _cell(value: float | None) -> str:
 
 
 def _plot(rows: Sequence[Judged], path: Path) -> None:
-    """One panel per structure: mean Dice per round of each start, cases thin, coarse and oracle as lines."""
+    """One panel per structure: Dice per round of each start, coarse and oracle as lines."""
     from CTSegLogic.app.report import drawing
 
     keys = list(dict.fromkeys(row.structure for row in rows))
@@ -154,10 +159,10 @@ def _plot(rows: Sequence[Judged], path: Path) -> None:
 
 
 def _lines(axes: Any, rows: Sequence[Judged], color: str, label: str) -> None:
-    """Dice by round of every case, thin, and of their mean."""
-    for case in dict.fromkeys(row.case for row in rows):
-        line = [(r.round, r.dice) for r in rows if r.case == case]
-        axes.plot(*zip(*line, strict=True), color=color, alpha=0.25, linewidth=0.8)
+    """Mean Dice by round, and shaded the span from the worst case to the best."""
+    spans = {k: [r.dice for r in own] for k, own in _of_rounds(rows).items()}
+    low, high = [min(dice) for dice in spans.values()], [max(dice) for dice in spans.values()]
+    axes.fill_between(list(spans), low, high, color=color, alpha=0.12, linewidth=0)
     means = _by_round(rows)
     axes.plot(list(means), list(means.values()), "o-", color=color, label=label)
 
