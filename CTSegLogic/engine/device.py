@@ -78,7 +78,9 @@ def free_bytes(device: torch.device, run: Run) -> int:
     """Memory a run may plan for on a device: what is free now, or the user's limit when that is lower."""
     if device.type == "cuda":
         free = int(torch.cuda.mem_get_info(device)[0])
-    elif device.type == "mps":  # it shares the computer's memory, up to a limit of its own
+    elif (
+        device.type == "mps" and torch.backends.mps.is_available()
+    ):  # it shares the computer's memory, up to a limit of its own
         own = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
         free = min(max(int(own), 0), _free_ram())
     else:

@@ -12,12 +12,22 @@ from docs_pages import PAGES, ROOT, blocks, commands, messages, spans, words_of
 from tools import make_model_table
 
 from CTSegLogic.app.cli import parser
-from CTSegLogic.train.grow import checked
+from CTSegLogic.train.grow import checked, read_table
+from CTSegLogic.train.sweep import members_of
 from CTSegLogic.values.card import card_from
 
 DOCS = ROOT / "Resources/Docs"
+TASK = ROOT / "Resources/Tasks/efficient-hn-1-coarse.json"
 # Options that pages name and other programs take.
-OTHERS = {"--no-main-window", "--python-script", "--backend-store-uri", "--full", "--data", "--results"}
+OTHERS = {
+    "--head",
+    "--no-main-window",
+    "--python-script",
+    "--backend-store-uri",
+    "--full",
+    "--data",
+    "--results",
+}
 
 
 def options_of(parse):
@@ -86,6 +96,8 @@ def test_every_json_block_is_a_task_or_a_card(block):
     table = json.loads(block.text)
     if "format" in table:
         assert card_from(table).name
+    elif "sweep" in table:  # added to a task: every combination is a task
+        assert len(members_of(read_table(TASK) | table)) > 1
     else:
         assert checked(table)["head"]
 
@@ -180,8 +192,9 @@ def test_one_file_opens_addresses_as_the_privacy_page_says():
         for path in (ROOT / folder).rglob("*.py")
         if NETWORK.search(path.read_text("utf-8"))
     }
-    assert opening == {"CTSegLogic/files/download.py"}
-    assert "`CTSegLogic/files/download.py`" in spans_text("privacy.md")
+    assert opening == {"CTSegLogic/files/download.py", "CTSegLogic/app/cluster.py"}
+    for path in opening:
+        assert f"`{path}`" in spans_text("privacy.md")
 
 
 def test_temporary_folders_are_those_that_the_privacy_page_names():
@@ -194,13 +207,15 @@ def test_temporary_folders_are_those_that_the_privacy_page_names():
             }
     assert made == {
         ("atomic.py", "mkstemp"),  # .part-
+        ("atomic.py", "mkdtemp"),  # the same of a folder
+        ("flare.py", "TemporaryDirectory"),  # segmentations of `evaluate --flare`, to be measured
         ("jobs.py", "mkdtemp"),  # ctseg-job-
         ("export.py", "mkdtemp"),  # ctseg-dicom-
         ("strip.py", "TemporaryDirectory"),  # HD-BET
         ("install.py", "TemporaryDirectory"),  # constraints for pip, nothing of a patient
         ("CTSegTrain.py", "TemporaryDirectory"),  # the pair of the console's call
     }
-    for name in ("`.part-`", "`ctseg-job-...`", "`ctseg-dicom-...`", "HD-BET"):
+    for name in ("`.part-`", "`ctseg-job-...`", "`ctseg-dicom-...`", "HD-BET", "--flare"):
         assert name in page, name
 
 

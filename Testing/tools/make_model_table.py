@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from CTSegLogic.values.card import Card, read_card
+from CTSegLogic.values.card import SCORER, START, Card, read_card
 from CTSegLogic.values.resources import resource
 
 PAGE = Path(__file__).resolve().parents[2] / "Resources/Docs/models.md"
@@ -22,6 +22,7 @@ of one model, with its structures and every figure that was measured.
 | model | images | finds | files | licence | use |
 | --- | --- | --- | --- | --- | --- |
 """
+_WITHOUT_HEADS = {SCORER: "the height of slices in the body", START: "nothing: trainings start from it"}
 
 
 def page() -> str:
@@ -32,7 +33,7 @@ def page() -> str:
 
 def _row(card: Card) -> str:
     count = len(card.keys)
-    finds = f"{count} structure{'s' if count > 1 else ''}" if count else "the height of slices in the body"
+    finds = f"{count} structure{'s' if count > 1 else ''}" if count else _WITHOUT_HEADS[card.system]
     cells = (f"`{card.name}`", ", ".join(card.modality), finds, _files(card), _license(card))
     return f"| {' | '.join(cells)} | {_USES[card.license.use]} |\n"
 
