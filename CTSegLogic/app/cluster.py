@@ -342,7 +342,7 @@ def _connected(address: str, count: int | None) -> Iterator[Any]:
             hint=hint if address == LOCAL else _START,
         ) from attempt.error
     # Ray prints what it has to say of a lost machine, pages of it, to stdout: that is for results.
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         try:
             yield ray
         finally:

@@ -202,7 +202,9 @@ def gpu_gauge() -> Callable[[], float] | None:
     """What tells the memory in use on the first NVIDIA GPU in MiB; None where there is none."""
 
     def used() -> float:
-        done = subprocess.run(_SMI, capture_output=True, text=True, check=True, timeout=_PATIENCE_S)
+        done = subprocess.run(
+            _SMI, capture_output=True, text=True, encoding="utf-8", check=True, timeout=_PATIENCE_S
+        )
         return float(done.stdout.split()[0])
 
     try:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from CTSegLogic.app.crew import Processes
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.weights import carried
-from CTSegLogic.train.grow import grow_table, read_task
+from CTSegLogic.train.grow import Way, grow_table, read_task
 from CTSegLogic.values.card import Card, read_card
 from CTSegLogic.values.errors import CTSegError, SettingInvalid
 from CTSegLogic.values.run import Run
@@ -45,15 +45,8 @@ class Hand:
         for number, plane in tasks:
             self.run.check()
             resume = plane.resume and (plane.folder / "latest.pt").exists()
-            grow_table(
-                plane.table,
-                plane.home,
-                plane.folder,
-                self.run,
-                data=plane.data,
-                resume=resume,
-                prepared=plane.prepared,
-            )
+            way = Way(resume=resume, prepared=plane.prepared)
+            grow_table(plane.table, plane.home, plane.folder, self.run, way, data=plane.data)
             tell(number, plane.letter)
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from CTSegLogic.files.atomic import replaced
-from CTSegLogic.train.grow import card_of, checked, grow_table, preset_of, read_table, task_of
+from CTSegLogic.train.grow import Way, card_of, checked, grow_table, preset_of, read_table, task_of
 from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.run import Run
 
@@ -113,15 +113,8 @@ def learn_sweep(
     for n, member in enumerate(members):
         own = folder / member.name
         if not figures_of(own).done:
-            grow_table(
-                member.table,
-                path.parent,
-                own,
-                run.share(n, len(members)),
-                data=data,
-                resume=(own / "latest.pt").exists(),
-                prepared=prepared or folder / "prepared",
-            )
+            way = Way(resume=(own / "latest.pt").exists(), prepared=prepared or folder / "prepared")
+            grow_table(member.table, path.parent, own, run.share(n, len(members)), way, data=data)
             (own / _ENDED).touch()
         write_table(members, folder)
     return {member.name: figures_of(folder / member.name) for member in members}

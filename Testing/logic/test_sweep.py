@@ -80,11 +80,11 @@ def test_members_are_trained_once_each_and_a_stopped_sweep_goes_on(a_sweep, monk
     assert is_sweep(path)
     real, trained = sweep.grow_table, []
 
-    def grow_table(table, home, folder, run, **given):
+    def grow_table(table, home, folder, run, way, **given):
         if len(trained) == 1:
             raise Cancelled
         trained.append(folder.name)
-        return real(table, home, folder, run, **given)
+        return real(table, home, folder, run, way, **given)
 
     monkeypatch.setattr(sweep, "grow_table", grow_table)
     with pytest.raises(Cancelled):

@@ -256,14 +256,13 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(a_data_set, tmp_path, monke
 
     def half(table, path):
         path.write_bytes(b"half")
-        message = "killed"
-        raise RuntimeError(message)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(fit_module.torch, "save", half)
     state = fit_module._State(
         open_system(a_new_card(tmp_path), CPU).learner(task, CPU), task, torch.device("cpu")
     )
-    with pytest.raises(RuntimeError, match="killed"):
+    with pytest.raises(KeyboardInterrupt):
         state.save(folder / "latest.pt", 9)
     assert (folder / "latest.pt").read_bytes() == good
     assert not list(folder.glob(".part*"))
