@@ -6,8 +6,10 @@ header claims is checked before its voxels are read (see claims, headers).
 
 from __future__ import annotations
 
+import contextlib
+import locale
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,20 +191,32 @@ def image_of(path: Path, channels: int = 0) -> Any:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
-        components, kind = reader.GetNumberOfComponents(), reader.GetPixelID()
-        if channels and components in (3, 4) and components != channels and kind == sitk.sitkVectorUInt8:
-            raise colour(path)
-        bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(kind))
-        most = None if check is not None else DEFLATE * sum(p.stat().st_size for p in _parts(path))
-        check_claim(path, [*reader.GetSize(), components], int(bits.group(1)) // 8 if bits else 16, most)
-        return reader.Execute()
+        with _locale_kept():
+            reader.ReadImageInformation()
+            components, kind = reader.GetNumberOfComponents(), reader.GetPixelID()
+            if channels and components in (3, 4) and components != channels and kind == sitk.sitkVectorUInt8:
+                raise colour(path)
+            bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(kind))
+            most = None if check is not None else DEFLATE * sum(p.stat().st_size for p in _parts(path))
+            check_claim(path, [*reader.GetSize(), components], int(bits.group(1)) // 8 if bits else 16, most)
+            return reader.Execute()
     except RuntimeError as error:
         lines = str(error).strip().splitlines() or [""]
         raise ImageInvalid(
             seen=f"{path.name} cannot be read: {lines[-1].removeprefix('sitk::ERROR: ')}",
             hint="Export it again, as NIfTI or NRRD.",
         ) from error
+
+
+@contextlib.contextmanager
+def _locale_kept() -> Iterator[None]:
+    """ITK sets a locale to read numbers, and of some broken files it does not put the old one back."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        if locale.setlocale(locale.LC_ALL) != before:
+            locale.setlocale(locale.LC_ALL, before)
 
 
 def _parts(path: Path) -> list[Path]:

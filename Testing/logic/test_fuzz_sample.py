@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import locale
 import warnings
 from pathlib import Path
 
@@ -22,13 +23,14 @@ def few(name: str) -> int:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_hostile_input_is_read_or_refused_in_two_lines(name, tmp_path):
-    family = FAMILIES[name]
+    family, before = FAMILIES[name], locale.setlocale(locale.LC_ALL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a reader may warn of what it reads
         tried(family, input_of(family, -1, 0), tmp_path)  # what is imported late is no fault of an input
         for index in range(few(name)):
             outcome, detail = tried(family, input_of(family, _SEED, index), tmp_path)
             assert fine(outcome), f"{name} {index}: {outcome} {detail}"
+            assert locale.setlocale(locale.LC_ALL) == before, f"{name} {index} changed the locale"
 
 
 def test_inputs_are_the_same_every_time():
