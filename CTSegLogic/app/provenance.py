@@ -12,8 +12,10 @@ import importlib.metadata
 import platform
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from CTSegLogic.files.dicom import program_version
+from CTSegLogic.files.weights import find_card
 from CTSegLogic.values.card import Card
 from CTSegLogic.values.prediction import Prediction
 from CTSegLogic.values.run import Request, Run
@@ -58,13 +60,13 @@ def _asked(request: Request, run: Run) -> dict[str, str]:
     """The choices that decide a result, as far as they were made."""
     wish = request.overrides or run.overrides
     said = {
-        "model": request.card or "",
+        "model": _called(request.card),
         "quality": request.quality,
         "precision": run.precision,
         "backend": run.backend,
         "seed": str(run.seed),
-        "locate": request.locate or "",
-        "refine": request.refine or "",
+        "locate": _called(request.locate),
+        "refine": _called(request.refine),
         "mask corrected": "given" if request.before is not None else "",
         "body part": "" if wish.body_part else "not looked at",
     }
@@ -73,6 +75,11 @@ def _asked(request: Request, run: Run) -> dict[str, str]:
         corner = ", ".join(f"{x:.1f}" for x in request.roi.affine[:3, 3])
         said["region"] = f"{shape} voxels from ({corner}) RAS mm"
     return {name: text for name, text in said.items() if text}
+
+
+def _called(model: str | None) -> str:
+    """The name of a model that was asked for: whoever gets the result need not know where its folder lies."""
+    return find_card(model).name if model and Path(model).exists() else model or ""
 
 
 def facts_of(card: Card) -> dict[str, str]:

@@ -121,3 +121,12 @@ def test_options_of_several_models_are_told_apart_where_they_differ():
     origin = merge(parts).origin
     assert origin.options == {"device": "cpu", "overlap": "a: 0.5; b: 0.25"}
     assert origin.versions == {"torch": "2"}
+
+
+def test_a_model_that_was_named_by_its_folder_is_told_by_its_name(tmp_path, a_study, a_tiny_card):
+    out = tmp_path / "o.nii.gz"
+    named = ("--model", str(a_tiny_card.folder), "--device", "cpu", "--quality", "fast")
+    assert main(["segment", str(a_study), "-o", str(out), *named]) == 0
+    legend = (tmp_path / "o.json").read_text(encoding="utf-8")
+    assert json.loads(legend)["origin"]["options"]["model"] == "tiny"
+    assert a_tiny_card.folder.parent.name not in legend
