@@ -80,6 +80,9 @@ def steps_of(path: Path) -> dict[str, float]:
     for pid in {row["pid"] for row in rows}:
         own = [row for row in rows if row["pid"] == pid]
         reads = [row for row in own if row["step"] == "reading"]
+        if not reads:  # the process that hands out the work
+            spent["start-up"] += sum(row["seconds"] for row in own if row["step"] == "loading")
+            continue
         first = min(row["began"] for row in reads)
         spent["start-up"] += first - reads[0]["created"]
         for row in own:
