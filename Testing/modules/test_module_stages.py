@@ -57,6 +57,15 @@ def test_the_rows_offer_installed_models_of_the_same_structures_but_never_the_ch
     assert "second" not in names(ready.ui.refineBox)
 
 
+def test_the_shipped_finder_is_offered_and_its_long_title_does_not_widen_the_panel(panel):
+    a_volume()
+    panel.choose("inputSelector", "CT")
+    panel.choose_model("starter")
+    assert "finder" in names(panel.ui.locateBox)
+    widest = panel.ui.modelBox.minimumSizeHint().width()
+    assert panel.ui.locateBox.minimumSizeHint().width() <= widest
+
+
 def test_a_choice_is_kept_with_the_scene_and_shown_again(ready):
     ready.choose("refineBox", "second: a fake model called second")
     ready.choose("locateBox", "second: a fake model called second")
