@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
@@ -133,8 +133,8 @@ class Scan:
         return paths
 
 
-def save(ds: pydicom.Dataset, path: Path) -> None:
-    """Writes a data set as a DICOM file."""
+def save(ds: pydicom.Dataset, path: Path | BinaryIO) -> None:
+    """Writes a data set as a DICOM file, to a path or into an open file."""
     syntax = ds.file_meta.TransferSyntaxUID
     pydicom.dcmwrite(
         path,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from CTSegLogic.files.atomic import refused, replaced
+from CTSegLogic.files.locks import held
 from CTSegLogic.values.errors import OutputRefused
 
 Status = Literal["done", "failed", "skipped", "cancelled"]
@@ -155,22 +156,11 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         OutputRefused: another process holds it.
     """
-    import filelock
-
-    lock = filelock.FileLock(folder / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise OutputRefused(
-            seen=f"Another batch is writing to {folder}.",
-            hint="Wait until it ends, or choose another folder.",
-        ) from error
-    except OSError as error:
-        raise refused(folder / _LOCK, error) from error
-    try:
+    busy = OutputRefused(
+        seen=f"Another batch is writing to {folder}.", hint="Wait until it ends, or choose another folder."
+    )
+    with held(folder / _LOCK, busy):
         yield
-    finally:
-        lock.release()
 
 
 def _values(row: Any) -> list[str]:

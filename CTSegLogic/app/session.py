@@ -90,7 +90,7 @@ class Session:
         if request.card is not None or all(head.span is None for _, ask in plan for head, _ in ask.heads):
             return []
         keys = [s.key for _, ask in plan for s in ask.structures]
-        ready = [card for card in cards().values() if installed(card)]
+        ready = _answering()
         return [choice.card for choice in ranked(keys, ready, modality) if choice.fits]
 
     def _found(self, card: Card, part: Volume, ask: Ask, run: Run) -> Prediction:
@@ -172,11 +172,16 @@ class Session:
         return with_provenance(flagged(whole), request, run)
 
 
+def _answering() -> list[Card]:
+    """Installed models whose own answers count: not those that only tell others where to look."""
+    return [card for card in cards().values() if installed(card) and (card.refines or not card.locates)]
+
+
 def _chosen(request: Request, plan: Sequence[tuple[Card, Ask]], modality: str) -> tuple[str, ...]:
     """Why these models ran where others could have, when the user named none."""
     if request.card is not None or not isinstance(request.prompt, Text | Classes):
         return ()
-    ready = [card for card in cards().values() if installed(card)]
+    ready = _answering()
     said = []
     for card, ask in plan:
         if request.quality == "fast" and {s.key for s in ask.structures} <= set(card.fast_for):

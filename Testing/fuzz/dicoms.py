@@ -85,17 +85,10 @@ def _settled(data: Any) -> Any:
 
 
 def _bytes(data: Any) -> bytes:
-    import pydicom
+    from dicom_phantoms import save
 
     file = io.BytesIO()
-    syntax = data.file_meta.TransferSyntaxUID
-    pydicom.dcmwrite(
-        file,
-        data,
-        implicit_vr=syntax.is_implicit_VR,
-        little_endian=syntax.is_little_endian,
-        enforce_file_format=True,
-    )
+    save(data, file)
     return file.getvalue()
 
 

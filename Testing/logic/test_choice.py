@@ -7,10 +7,14 @@ from dataclasses import replace
 
 import pytest
 
+from CTSegLogic.app import session
 from CTSegLogic.app.cli import main
+from CTSegLogic.app.session import Session
 from CTSegLogic.files.weights import cards, find_card
 from CTSegLogic.values.card import Head
 from CTSegLogic.values.choice import ranked, shared, why
+from CTSegLogic.values.prompt import Classes
+from CTSegLogic.values.run import Request, Run
 
 
 @pytest.fixture
@@ -94,3 +98,13 @@ def test_explain_says_what_it_corrected_and_what_is_nearest(capsys):
     assert "not understood: 'qqliverq'; nearest: liver" in said
     assert main(["explain", "no", "stomach"]) == 2
     assert "nothing is asked for" in capsys.readouterr().out
+
+
+def test_a_model_that_only_tells_others_where_to_look_is_no_rival(an_empty_home):
+    names = {card.name for card in session._answering()}
+    assert "starter" in names
+    assert "finder" not in names
+    asked = Classes(("parotid_gland_left",))
+    plan = Session(Run(device="cpu")).plan(Request(prompt=asked), "CT")
+    assert [card.name for card, _ in plan] == ["starter"]
+    assert session._chosen(Request(prompt=asked), plan, "CT") == ()

@@ -20,11 +20,18 @@ from CTSegLogic.train.clnet_steps import steps_of
 from CTSegLogic.train.fit import fit
 from CTSegLogic.train.grow import grow
 from CTSegLogic.train.replay import patch_source
-from CTSegLogic.train.together import joined_tasks, turn_of
+from CTSegLogic.train.together import joined_tasks, losses_by_head, turn_of
 from CTSegLogic.values.card import read_card
 from CTSegLogic.values.errors import Cancelled, TaskInvalid, Unteachable
 from CTSegLogic.values.prompt import Classes, resolve
 from CTSegLogic.values.run import Overrides
+
+
+def test_a_step_that_was_left_out_does_not_hide_the_loss_of_its_head():
+    told = losses_by_head(["a", "b", "a", "c"], [1.0, 2.0, float("nan"), float("nan")])
+    assert told["loss_a"] == 1.0
+    assert told["loss_b"] == 2.0
+    assert np.isnan(told["loss_c"])
 
 
 def of_liver(task, head="livers", **changes):
