@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zlib
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,8 @@ def load_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64], tuple[str
         raise ImageInvalid(seen=f"{path.name} is not a readable NIfTI file.", hint="Export the image again.")
     kind: Any = nibabel.Nifti2Image if second else nibabel.Nifti1Image
     try:
-        header = kind.header_class.from_fileobj(io.BytesIO(head), check=False)
+        # Only the header: extensions behind it may be longer than what was read of the file.
+        header = kind.header_class(head[: kind.header_class.template_dtype.itemsize], check=False)
         _check_zooms(header, path)
         raw = _bytes(path, packed, _end(header, path, packed))
         image = kind.from_bytes(raw)

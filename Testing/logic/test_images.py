@@ -103,6 +103,16 @@ def test_an_announced_4d_file_is_a_set_of_channels(tmp_path):
     assert read_image(tmp_path / "f.nii.gz", channels=2).array.shape == (2, 6, 5, 4)
 
 
+@pytest.mark.parametrize("name", ["e.nii", "e.nii.gz"])
+def test_an_extension_longer_than_what_is_read_first_is_no_damage(tmp_path, name):
+    """TotalSegmentator writes its legend, twelve thousand bytes of XML, between header and voxels."""
+    image = nifti(np.random.default_rng(0).integers(0, 99, (4, 5, 6)).astype(np.int16))
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"legend " * 2000))
+    nibabel.save(image, tmp_path / name)
+    assert (tmp_path / name).stat().st_size > 100
+    assert np.array_equal(read_image(tmp_path / name).array[0], np.asarray(image.dataobj).T)
+
+
 def broken_nan(path):
     array = np.zeros((4, 5, 6), np.float32)
     array[1, 1, 1], array[2, 2, 2] = np.nan, np.inf
