@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from CTSegLogic.engine.device import autocast, pick_device, seed_everything
+from CTSegLogic.engine.smallmaps import SmallMapsWhole
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.systems import Learner, Paced
 from CTSegLogic.train.curves import draw_curves
@@ -132,11 +133,12 @@ class _State:
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         parts = batch.parts(self.task.accumulate)
-        for part in parts:
-            with autocast(self.device, run):
-                loss = self.learner.loss(part) / len(parts)
-            (loss * self.factors[batch.head] if self.task.together else loss).backward()
-            total += float(loss.detach())
+        with SmallMapsWhole():
+            for part in parts:
+                with autocast(self.device, run):
+                    loss = self.learner.loss(part) / len(parts)
+                (loss * self.factors[batch.head] if self.task.together else loss).backward()
+                total += float(loss.detach())
         self.ranks.average_(self.parameters)
         self.schedule.on_gradients(self)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, _CLIP)
