@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from CTSegLogic.engine.compilers import OPENVINO, TENSORRT, Backend, Job, Shelf, Streams, Traced
+from CTSegLogic.engine.compilers import OPENVINO, TENSORRT, Backend, Job, OnCpu, Shelf, Streams, Traced
 from CTSegLogic.engine.device import MemoryPlan
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.tuning import TABLE, Tuned, applied, tuned_from
@@ -38,17 +38,8 @@ _FASTER = 1.1  # "auto" takes a backend that is at least so much faster
 _REPEATS = 3
 _NOTES = "backends"  # table of what was measured and refused
 # What a package that builds or runs a network may raise; errors of this package pass through.
-_FAULTS = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    ImportError,
-    AttributeError,
-    LookupError,
-    AssertionError,
-    OSError,
-    MemoryError,
-)
+_FAULTS = (RuntimeError, ValueError, TypeError, ImportError, AttributeError, LookupError, AssertionError)
+_FAULTS += (OSError, MemoryError)  # type: ignore[assignment]
 
 
 class Accelerated:
@@ -105,8 +96,13 @@ class Accelerator:
         # Kept memory is memory that others cannot have: only where two such runs would fit.
         keep = tuned.keep_memory and (plan is None or 2 * plan.batch_bytes < plan.free)
         threads = None if self.threads_named else tuned.threads
-        with applied(Tuned(threads=threads, keep_memory=keep)):
-            yield
+        try:
+            with applied(Tuned(threads=threads, keep_memory=keep)):
+                yield
+        finally:
+            for built in self.ready.values():
+                if isinstance(built, OnCpu):
+                    built.rest()
 
     def use(
         self,
@@ -129,8 +125,8 @@ class Accelerator:
             plan: with the tiling.
             run: the backend and precision asked for.
             of: SHA-256 of each file of the network, by name.
-            lasting: an agreement once seen with these weights on this computer is believed from then on:
-                where a scan is a single tile, asking torch each time would cost all that was gained.
+            lasting: what was seen once with these weights on this computer is believed from then on: where a
+                scan is a single tile, asking torch each time would cost more than could be gained.
 
         Raises:
             PackageMissing: the named backend is not installed.
@@ -222,10 +218,11 @@ class Accelerator:
         for precision in asked:
             title = f"{backend.title} {precision}"
             refused = known.get(f"refused {precision}")
-            if refused is not None and precision != asked[-1]:
+            last = precision == asked[-1]
+            if refused is not None and (lasting or not last):
                 # It was held against torch before, with these very weights.
                 said = f"{title} was not used: {trial.said(float(refused))}"
-                notes += [said] if run.precision == "int8" else []
+                notes += [said] if last or run.precision == "int8" else []
                 continue
             try:
                 compiled = self._built(backend, job, precision, f"{key}-{precision}")

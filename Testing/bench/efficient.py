@@ -5,7 +5,8 @@
 
 Every variant is a process of its own. The scan is a phantom and the weights are random, so the drawer is
 given a box (--box, a share of each axis) instead of what the finder made of noise; sizes and channels are
-those that were published. What a backend needs once per computer (building, agreeing with torch) is told
+those that were published. Random weights leave many voxels undecided, so the gate is lowered (--agree) and
+the agreement told: trained networks pass the real one. What a backend needs once per computer (building, agreeing with torch) is told
 apart from what every later process needs, and a process's first scan from those that follow. Windows are
 those that models with windows would run on the whole scan and in the box. No seconds are asserted.
 """
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 from measuring import fresh, machine, now
 
-BACKENDS = ("torch", "openvino")
+BACKENDS = ("torch", "openvino:fp32", "openvino:bf16")
 KEYS = ("liver", "kidney", "spleen", "pancreas")
 SLIM = (2, 4, 4, 8, 8)
 
@@ -66,8 +67,9 @@ def scan_of(shape: tuple[int, int, int]) -> Any:
 
 def worker(options: argparse.Namespace) -> None:
     """One backend in this process; figures to stdout."""
-    from CTSegLogic.engine import origin
+    from CTSegLogic.engine import backend, origin
     from CTSegLogic.engine.stages import Region
+    from CTSegLogic.files.shelf import Shelf
     from CTSegLogic.systems import open_system
     from CTSegLogic.values.grid import Box
     from CTSegLogic.values.prompt import Classes, resolve
@@ -76,7 +78,9 @@ def worker(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     origin.time = SimpleNamespace(perf_counter=now)  # stages by the clock of all benchmarks
     volume = scan_of(options.size)
-    run = Run(device=options.device, backend=options.worker, precision=options.precision)
+    name, _, precision = options.worker.partition(":")
+    run = Run(device=options.device, backend=name, precision=precision or options.precision)
+    backend.AGREE = options.agree
     low = [int(n * (1 - options.box) / 2) for n in options.size]
     high = [n - start for n, start in zip(options.size, low, strict=True)]
     box = Box(start_kji=(low[0], low[1], low[2]), stop_kji=(high[0], high[1], high[2]))
@@ -92,11 +96,14 @@ def worker(options: argparse.Namespace) -> None:
             spent["load"] = fast.origin.seconds["load"] + fine.origin.seconds["load"]
             rows.append({**spent, "total": sum(spent.values())})
     said = fine.origin.options["backend"], list(fine.origin.warnings)
+    seen = Shelf().table("backends").values()
+    agreed = sorted(v for entry in seen for k, v in entry.items() if k == f"agreed {precision}")
     figures = {
         "first": rows[0],
         "then": rows[1:],
         "used": said[0],
         "warnings": said[1],
+        "agreed": agreed,
         "peak_mib": _peak(run),
     }
     sys.stdout.write(json.dumps({**figures, "windows": _windows(volume.grid, region.grid, run)}) + "\n")
@@ -165,6 +172,7 @@ def main() -> None:
     p.add_argument("--fine", type=int, default=192)
     p.add_argument("--slim", action="store_true", help="few channels: a look at the way, not at the time")
     p.add_argument("--box", type=float, default=0.6, help="share of each axis that the drawer looks at")
+    p.add_argument("--agree", type=float, default=0.9, help="least Dice with torch; of trained ones 0.999")
     p.add_argument("--scans", type=int, default=2, help="after the first")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--device", default="cpu")

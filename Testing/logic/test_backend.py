@@ -223,8 +223,10 @@ class Scene:
 
         return run
 
-    def use(self, run, of="sum"):
-        return self.accelerator.use(self.call, self.image, [self.readout], self.plan, run, of={"file": of})
+    def use(self, run, of="sum", *, lasting=False):
+        sinks = [self.readout]
+        of = {"file": of}
+        return self.accelerator.use(self.call, self.image, sinks, self.plan, run, of=of, lasting=lasting)
 
 
 @pytest.mark.parametrize(("backend_s", "used"), [(0.5, "openvino fp32"), (0.95, "torch"), (2.0, "torch")])
@@ -255,6 +257,33 @@ def test_a_compiled_network_stays_ready_for_the_next_scan_and_belongs_to_its_wei
     for of, built in (("sum", 1), ("sum", 1), ("another sum", 2)):
         scene.use(OPENVINO, of)
         assert scene.built == built
+
+
+@pytest.mark.parametrize(("lasting", "built"), [(True, 1), (False, 2)])
+def test_what_was_refused_for_scans_of_one_tile_is_not_tried_again(monkeypatch, tmp_path, lasting, built):
+    """Trying costs a tile of torch and one of the backend: three times the scan itself."""
+    scene, made = Scene(monkeypatch, tmp_path), []
+
+    def build(call, precision):
+        made.append(precision)
+        return lambda tile: [stream.roll(1, -1) for stream in call(tile)]
+
+    monkeypatch.setitem(BACKENDS, "openvino", a_backend(build))
+    first = scene.use(OPENVINO, lasting=lasting)
+    scene.accelerator = Accelerator(Shelf(tmp_path), torch.device("cpu"))
+    again = scene.use(OPENVINO, lasting=lasting)
+    assert (first.name, again.name, first.notes) == ("torch", "torch", again.notes)
+    assert "agree with torch to a Dice of" in again.notes[0]
+    assert len(made) == built
+
+
+def test_openvinos_memory_between_layers_is_given_back_after_the_network(monkeypatch, tmp_path):
+    scene, given = Scene(monkeypatch, tmp_path), []
+    compiled = SimpleNamespace(outputs=[None], release_memory=lambda: given.append(1))
+    scene.accelerator.ready["x"] = compilers.OnCpu(compiled)
+    with scene.accelerator.settled():
+        assert not given
+    assert given == [1]
 
 
 def test_a_folder_that_takes_nothing_is_said_and_changes_nothing_else(monkeypatch, tmp_path):
