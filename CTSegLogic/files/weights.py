@@ -109,7 +109,16 @@ def handle_of(card: Card) -> str:
 
 
 def place_of(card: Card, name: str) -> Path:
-    """Where a file of the card is, or will be once installed."""
+    """Where a file of the card is, or will be once installed.
+
+    Raises:
+        CardInvalid: the card lists no such file.
+    """
+    if name not in card.files:
+        raise CardInvalid(
+            seen=f"{card.name} asks for a file {name!r} that its card does not list.",
+            hint="Mend the card, or install the model again.",
+        )
     spec = card.files[name]
     scheme, _, rest = spec.url.partition(":")
     if scheme == "package":

@@ -101,6 +101,12 @@ def test_a_path_selection_that_is_none_is_refused(a_gcis_card, wrong):
         Model(card, CPU).pathway(card.head("liver"))
 
 
+def test_vectors_that_a_card_names_and_does_not_list_are_refused(a_gcis_card):
+    files = {name: spec for name, spec in a_gcis_card.files.items() if name != "vectors"}
+    with pytest.raises(CardInvalid, match="file 'vectors' that its card does not list"):
+        open_system(replace(a_gcis_card, files=files), CPU)
+
+
 def test_windows_the_network_cannot_take_are_refused(a_gcis_card, an_axial_ct):
     system = open_system(a_gcis_card, CPU)
     for window in ((48, 64, 64), (32, 32, 32)):

@@ -104,3 +104,15 @@ def test_the_console_names_both(ready):
     node = ready.logic.segment(volume, text="liver", model="fake", locate="second", refine="second")
     assert (asked[0].locate, asked[0].refine) == ("second", "second")
     assert voxels(node, "liver", volume).any()
+
+
+def test_a_template_remembers_who_locates_and_refines(ready, app):
+    ready.expected_dialogs = {"input"}
+    ready.choose("locateBox", "second: a fake model called second")
+    ready.choose("refineBox", "second: a fake model called second")
+    app.answers.append("In two steps")
+    ready.click("templateSaveButton")
+    node = ready.panel.parameters()
+    node.locate = node.refine = ""
+    ready.choose("templateBox", "In two steps")
+    assert (node.locate, node.refine) == ("second", "second")

@@ -73,11 +73,19 @@ class TemplateBar:
     def chosen(self, name: str) -> templates.Template:
         """What is chosen, under a name."""
         node = self.parameters()
-        return templates.Template(name, tuple(node.ticks), node.phrase, node.model, node.quality)
+        return templates.Template(
+            name,
+            ticks=tuple(node.ticks),
+            phrase=node.phrase,
+            model=node.model,
+            quality=node.quality,
+            locate=node.locate,
+            refine=node.refine,
+        )
 
     def take(self, template: templates.Template) -> None:
         """Puts a template's choices into the parameters."""
         node = self.parameters()
         if node is not None:
             node.model, node.phrase, node.ticks = template.model, template.phrase, list(template.ticks)
-            node.quality = template.quality
+            node.quality, node.locate, node.refine = template.quality, template.locate, template.refine

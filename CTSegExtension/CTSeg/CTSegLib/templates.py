@@ -15,13 +15,15 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Template:
-    """What a template remembers: ticks (keys), phrase, model and quality."""
+    """What a template remembers: ticks (keys), phrase, model, quality, and who locates and refines."""
 
     name: str
     ticks: tuple[str, ...] = ()
     phrase: str = ""
     model: str = ""
     quality: str = "balanced"
+    locate: str = ""
+    refine: str = ""
 
 
 def folder() -> Path:

@@ -34,6 +34,8 @@ from CTSegLogic.systems.gcis.model import (
     tiled,
     twins_of,
 )
+from CTSegLogic.systems.gcis.starting import StartLearner
+from CTSegLogic.systems.gcis.tuning import tuning_of
 from CTSegLogic.values.card import Card, Head
 from CTSegLogic.values.errors import SettingInvalid
 from CTSegLogic.values.grid import Grid
@@ -90,9 +92,9 @@ class Gcis(Model):
         origin = replace(origin, options={**origin.options, **taken})
         return Prediction(grid=volume.grid, layers=tuple(layers), entries=tuple(entries), origin=origin)
 
-    def learner(self, task: Task, run: Run) -> GcisLearner:
-        """A learner of prompts (see systems/gcis/learn.py)."""
-        return GcisLearner(self, task, run)
+    def learner(self, task: Task, run: Run) -> GcisLearner | StartLearner:
+        """A learner of prompts (see systems/gcis/learn.py), or of what they start from (starting.py)."""
+        return StartLearner(self, task) if tuning_of(task).trains == "start" else GcisLearner(self, task, run)
 
     def _network(self, heads: list[Head], ways: list[Pathway], run: Run) -> torch.nn.Module:
         """The network of some prompts, averaged with its answers for mirror images in the best quality."""

@@ -7,6 +7,7 @@ model_swinvit.pt     the transformer alone: "module." without "swinViT.", fc1 an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from CTSegLogic.values.errors import WeightsMismatch
 
 _WRAPPERS = ("state_dict", "model", "network")
 _PLACES = "relative_position_index"  # the same in every file, and checked
+_PATH = re.compile(r"^(out|\w+\.layer|\w+\.conv_block)_p\d+\.")
+_CLASSES = 2  # of a prompt: background and what it names
 _BARE = ("patch_embed.", "layers1.", "layers2.", "layers3.", "layers4.")
 
 
@@ -78,14 +81,17 @@ def published(path: Path) -> Published:
 def taken(path: Path, module: nn.Module) -> tuple[int, int, int]:
     """Copies the tensors of a checkpoint into a network where names and shapes agree.
 
-    Returns how many were taken, how many the network has, and how many the file has.
+    A single path's go into each of several paths. Where it tells many classes apart, path i of the class
+    layer begins as its class i + 1 against the background, so that routers have something to choose from.
+
+    Returns how many of the network's tensors were filled, how many it has, and how many the file has.
 
     Raises:
         WeightsMismatch: nothing fits.
     """
     tensors = {n: t for n, t in own_names(read_published(path), path.name).items() if not n.endswith(_PLACES)}
     own = module.state_dict()
-    fitting = {n: t for n, t in tensors.items() if n in own and own[n].shape == t.shape}
+    fitting = {n: t for n, t in _spread(tensors, own).items() if own[n].shape == t.shape}
     if not fitting:
         raise WeightsMismatch(
             seen=f"None of the {len(tensors)} tensors of {path.name} fits one of the network's {len(own)}.",
@@ -95,6 +101,23 @@ def taken(path: Path, module: nn.Module) -> tuple[int, int, int]:
         for name, tensor in fitting.items():
             own[name].copy_(tensor)
     return len(fitting), len(own), len(tensors)
+
+
+def _spread(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A file's tensors under the names of a network, those of a single path once for each of its paths."""
+    found = {n: t for n, t in tensors.items() if n in own}
+    if shape_of(tensors).get("paths") != 0:  # a Swin UNETR's blocks take other inputs
+        return found
+    for name in own.keys() - found.keys():
+        lone = _PATH.sub(r"\1.", name)
+        tensor = tensors.get(lone)
+        if lone == name or tensor is None:
+            continue
+        if name.startswith("out_p") and len(tensor) > len(own[name]) == _CLASSES:
+            number = int(name.removeprefix("out_p").split(".")[0])
+            tensor = tensor[[0, 1 + number % (len(tensor) - 1)]]
+        found[name] = tensor
+    return found
 
 
 def own_names(table: Any, what: str) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from CTSegLogic.engine.loss import softmax_dice_ce
 from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.window import slide
 from CTSegLogic.files.atomic import replaced
-from CTSegLogic.files.weights import cards, carried, ensure, file_spec, find_card
+from CTSegLogic.files.weights import carried, ensure, file_spec, find_card
 from CTSegLogic.nets.gcis import POSITIONS, ROUTED, Decoder, Encoder, Program, single_path
 from CTSegLogic.systems.gcis.layouts import taken
 from CTSegLogic.systems.gcis.model import (
@@ -41,6 +41,7 @@ from CTSegLogic.systems.gcis.model import (
     tiled,
 )
 from CTSegLogic.systems.gcis.routing import choices, imbalance
+from CTSegLogic.systems.gcis.starting import Whole
 from CTSegLogic.systems.gcis.tuning import tuning_of
 from CTSegLogic.systems.tensors import load_strictly, write_tensors
 from CTSegLogic.values.card import START, Card, Head
@@ -71,6 +72,8 @@ class GcisLearner:
         if self.tuning.initialise:
             self._initialise(started_from(self.tuning.initialise))
         self._freeze()
+        for part in (self.encoder, self.decoder):
+            part.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # as in starting.py
         self.routed = bool(self.decoder.plan.paths)
         self.texts = (
             torch.stack([model.vectors.of(self.phrases[key]) for key in task.structures]).to(self.device)
@@ -214,7 +217,7 @@ class GcisLearner:
         return decoder
 
     def _initialise(self, path: Path) -> None:
-        both = _Whole(self.encoder, self.decoder)
+        both = Whole(self.encoder, self.decoder)
         count, own, given = taken(path, both)
         self.initialised = {"file": path.name, "taken": count, "of": own, "in_file": given}
         self.run.progress(0.0, f"{count} of {own} tensors from {path.name}, which has {given}")
@@ -270,26 +273,16 @@ class GcisLearner:
 
 
 def started_from(named: str) -> Path:
-    """The checkpoint of that path, or of an installed card of that name that trainings start from."""
-    if Path(named).is_file() or named not in cards():
+    """The checkpoint of that path, or of the card of that name or folder that trainings start from."""
+    if Path(named).is_file():
         return Path(named)
     card = find_card(named)
     if card.system != START:
         raise TaskInvalid(
             seen=f"{named} is a model of the system {card.system!r}, not weights to start from.",
-            hint="Name a checkpoint, or one of swinunetr-base, swinunetr-small, swinunetr-tiny, swinvit.",
+            hint='Give a checkpoint, what {"trains": "start"} left, swinunetr-base, -small, -tiny, swinvit.',
         )
     return next(iter(ensure(card).values()))
-
-
-class _Whole(nn.Module):
-    """Encoder and decoder under the names of one published file."""
-
-    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
-        super().__init__()
-        for part in (encoder, decoder):
-            for name, child in part.named_children():
-                self.add_module(name, child)
 
 
 def _said(program: Program) -> list[int]:

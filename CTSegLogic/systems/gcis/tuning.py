@@ -10,7 +10,7 @@ from CTSegLogic.values.errors import TaskInvalid
 from CTSegLogic.values.run import Precision
 from CTSegLogic.values.task import Task, settings_of
 
-_TRAINS = ("all", "paths", "rest", "single")
+_TRAINS = ("all", "paths", "rest", "single", "start")
 _FREEZE = ("", "none", "swin", "encoder")
 _ROUTING = ("top2", "dense")
 
@@ -22,7 +22,8 @@ class Tuning:
     Attributes:
         trains: "all" = a network of many prompts; "single" = one prompt along one pathway, beside what the
             model has; "paths" then "rest" = the two steps of the published fine-tuning: first the blocks of
-            each prompt's pathway, then all but blocks and routers.
+            each prompt's pathway, then all but blocks and routers; "start" = one path that tells all
+            structures apart, whose weights a training of prompts starts from (see starting.py).
         freeze: which part of the encoder stays: "none", "swin" (as published) or "encoder"; "" means none
             for a network of many prompts and the whole encoder for a single one, so that others keep theirs.
         routing: "dense" = every block runs at every step, straight-through Gumbel, as published; "top2" =
@@ -31,14 +32,14 @@ class Tuning:
         prompts: asked of each patch in one step, which shares the encoder; 1 as published.
         phrases: what a structure is prompted by, where that is not its name.
         path_selection: seven indices from 1 for a single prompt; its routers' choice when empty.
-        initialise: a checkpoint (Swin UNETR, its self-supervised transformer, gCIS) or an installed card of
-            such ("swinunetr-base", "-small", "-tiny", "swinvit") whose tensors are taken where names and
-            shapes agree; the count is written into the card.
+        initialise: a checkpoint (Swin UNETR, its self-supervised transformer, gCIS, "start") or an installed
+            card of such ("swinunetr-base", "-small", "-tiny", "swinvit") whose tensors are taken where names
+            and shapes agree, those of a single path into all paths; the count is written into the card.
         recompute: activations are computed again for gradients instead of kept: less memory, more time.
         precision: of the steps, against that of the run.
     """
 
-    trains: Literal["all", "paths", "rest", "single"] = "all"
+    trains: Literal["all", "paths", "rest", "single", "start"] = "all"
     freeze: Literal["", "none", "swin", "encoder"] = ""
     routing: Literal["top2", "dense"] = "top2"
     tau: float = 1.0
