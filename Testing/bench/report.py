@@ -96,16 +96,17 @@ def sentences(found: Mapping[str, Any]) -> Iterator[str]:
             )
     if "efficient" in found:
         table = found["efficient"]
-        for name in ("torch", "openvino"):
-            if name in table:
-                spent = table[name]["median"]
+        threads = table["machine"]["threads"]
+        for figures in table.values():
+            if "median" in figures:
+                spent = figures["median"]
                 size = table["settings"]["size"].strip("()").replace(", ", "x")
                 seen = " and ".join(f"{table['settings'][stage]}^3" for stage in ("coarse", "fine"))
                 yield (
                     f"EfficientSegmentation's published channels, a scan of {size} voxels seen as {seen}, "
-                    f"{table[name]['used']}, one thread ({table['machine']['clock']} clock): coarse "
-                    f"{spent['coarse']:.1f} s, fine {spent['fine']:.1f} s, "
-                    f"peak {table[name]['peak_mib'] / 1024:.1f} GiB."
+                    f"{figures['used']}, {threads} thread{'s' * (threads > 1)} "
+                    f"({table['machine']['clock']} clock): coarse {spent['coarse']:.1f} s, "
+                    f"fine {spent['fine']:.1f} s, peak {figures['peak_mib'] / 1024:.1f} GiB."
                 )
         saved = {name: pair for name, pair in table["windows"].items() if pair[1] < pair[0]}
         part = ", ".join(f"{name} {few} of {all_}" for name, (all_, few) in saved.items())

@@ -72,6 +72,16 @@ def test_a_step_teaches_every_structure_and_hides_what_nobody_drew(a_fresh_gcis)
     assert bool(loss([True, True, False]) < whole)
 
 
+def test_a_new_network_begins_by_saying_background(a_fresh_gcis):
+    """Small structures were lost for good while it learned that most of a scan is background."""
+    for teach in (START, {"trains": "all"}):
+        learner = taught(a_fresh_gcis, teach)
+        parts = learner.net.parts if teach == START else (learner.encoder, learner.decoder)
+        with torch.inference_mode():
+            logits = parts[1](parts[0](torch.randn(1, 1, 64, 32, 32)))
+        assert float(logits.softmax(1)[:, 0].mean()) > 0.9
+
+
 def test_weights_to_start_from_begin_from_nothing_and_find_nothing(a_gcis_card, a_fresh_gcis, tmp_path):
     with pytest.raises(Unteachable, match="has prompts already"):
         taught(a_gcis_card, START)

@@ -27,7 +27,7 @@ from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.window import slide
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.weights import carried, ensure, file_spec, find_card
-from CTSegLogic.nets.gcis import POSITIONS, ROUTED, Decoder, Encoder, Program, single_path
+from CTSegLogic.nets.gcis import POSITIONS, ROUTED, Decoder, Encoder, Program, say_background, single_path
 from CTSegLogic.systems.gcis.layouts import taken
 from CTSegLogic.systems.gcis.model import (
     ENCODER,
@@ -201,7 +201,7 @@ class GcisLearner:
         plan, lone = self.model.plan, self.tuning.trains == "single"
         file = next((h.file for h in self.model.card.heads if h.file == PATHWAYS), "")
         if self.fresh or not file:
-            return Decoder(replace(plan, paths=0) if lone else plan)
+            return say_background(Decoder(replace(plan, paths=0) if lone else plan))
         known = self.model.decoder(file)
         if not lone:
             return copy.deepcopy(known)

@@ -26,7 +26,7 @@ from CTSegLogic.engine.readout import Readout
 from CTSegLogic.engine.window import slide
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.weights import file_spec
-from CTSegLogic.nets.gcis import Decoder, Encoder
+from CTSegLogic.nets.gcis import Decoder, Encoder, say_background
 from CTSegLogic.systems.gcis.model import Model, check_patch, tiled
 from CTSegLogic.systems.tensors import write_tensors
 from CTSegLogic.values.card import START, Card
@@ -57,7 +57,7 @@ class StartLearner:
         torch.manual_seed(task.seed)
         plan = replace(model.plan, paths=0, outputs=self.classes)
         # Channels last: a sixth less time a step on the CPU.
-        net = Whole(Encoder(plan), Decoder(plan))
+        net = Whole(Encoder(plan), say_background(Decoder(plan)))
         self.net = net.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def parameters(self) -> Iterator[nn.Parameter]:
