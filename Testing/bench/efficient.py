@@ -6,9 +6,10 @@
 Every variant is a process of its own. The scan is a phantom and the weights are random, so the drawer is
 given a box (--box, a share of each axis) instead of what the finder made of noise; sizes and channels are
 those that were published. Random weights leave many voxels undecided, so the gate is lowered (--agree) and
-the agreement told: trained networks pass the real one. What a backend needs once per computer (building, agreeing with torch) is told
-apart from what every later process needs, and a process's first scan from those that follow. Windows are
-those that models with windows would run on the whole scan and in the box. No seconds are asserted.
+the agreement told: trained networks pass the real one. What a backend needs once per computer (building,
+agreeing with torch) is told apart from what every later process needs, and a process's first scan from those
+that follow. Windows are those that models with windows would run on the whole scan and in the box.
+No seconds are asserted.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ def main() -> None:
     p.add_argument("--fine", type=int, default=192)
     p.add_argument("--slim", action="store_true", help="few channels: a look at the way, not at the time")
     p.add_argument("--box", type=float, default=0.6, help="share of each axis that the drawer looks at")
-    p.add_argument("--agree", type=float, default=0.9, help="least Dice with torch; of trained ones 0.999")
+    p.add_argument("--agree", type=float, default=0.5, help="least Dice with torch; of trained ones 0.999")
     p.add_argument("--scans", type=int, default=2, help="after the first")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--device", default="cpu")
