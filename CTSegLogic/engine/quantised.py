@@ -62,13 +62,18 @@ def _ranges(model: Any, tiles: Sequence[NDArray[np.float32]], openvino: Any) -> 
     """What goes into each of the convolutions over all tiles, the far tails cut off."""
     watched = model.clone()
     own = len(watched.outputs)
-    watched.add_outputs([node.input_value(0) for node in _convolutions(watched)])
+    sources = [node.input_value(0) for node in _convolutions(watched)]
+    # A shortcut and the first layer of a block read one tensor, which can be watched once only.
+    names = [(source.get_node().get_friendly_name(), source.get_index()) for source in sources]
+    places = {name: n for n, name in enumerate(dict.fromkeys(names))}
+    watched.add_outputs([sources[names.index(name)] for name in places])
     compiled = openvino.Core().compile_model(watched, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     seen: list[list[tuple[float, float]]] = []
     for tile in tiles:
         found = compiled(tile)
         seen.append([_range(found[n]) for n in range(own, len(watched.outputs))])
-    return [(min(one[0] for one in layer), max(one[1] for one in layer)) for layer in zip(*seen, strict=True)]
+    spans = [(min(one[0] for one in part), max(one[1] for one in part)) for part in zip(*seen, strict=True)]
+    return [spans[places[name]] for name in names]
 
 
 def _range(values: NDArray[np.float32]) -> tuple[float, float]:

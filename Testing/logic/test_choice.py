@@ -100,6 +100,16 @@ def test_explain_says_what_it_corrected_and_what_is_nearest(capsys):
     assert "nothing is asked for" in capsys.readouterr().out
 
 
+def test_the_shipped_fast_model_serves_quality_fast_and_is_no_rival_otherwise(an_empty_home):
+    asked = Classes(("parotid_gland_left", "larynx"))
+    balanced, fast = Request(prompt=asked), Request(prompt=asked, quality="fast")
+    made = Session(Run(device="cpu"))
+    assert [card.name for card, _ in made.plan(balanced, "CT")] == ["starter"]
+    assert session._chosen(balanced, made.plan(balanced, "CT"), "CT") == ()
+    keys = {c.name: {s.key for s in ask.structures} for c, ask in made.plan(fast, "CT")}
+    assert keys == {"quick": {"parotid_gland_left"}, "starter": {"larynx"}}
+
+
 def test_a_model_that_only_tells_others_where_to_look_is_no_rival(an_empty_home):
     names = {card.name for card in session._answering()}
     assert "starter" in names

@@ -48,25 +48,25 @@ def test_a_card_cannot_be_fast_at_what_it_does_not_find(a_card):  # noqa: F811
 
 
 def test_a_session_takes_it_at_fast_says_so_and_stays_as_it_was_without_it(an_empty_home, tmp_path):
-    wanted = Request(prompt=Classes(("parotid_gland_left",)), quality="fast")
+    wanted = Request(prompt=Classes(("larynx",)), quality="fast")
     assert [card.name for card, _ in Session(RUN).plan(wanted, "CT")] == ["starter"]
     card = an_efficient_model(tmp_path / "efficient")
-    head = replace(card.heads[0], structures=("parotid_gland_left", "brainstem"))
+    head = replace(card.heads[0], structures=("larynx", "esophagus"))
     network = {**card.network, "normalise": "card"}
-    card = replace(card, name="quick", heads=(head,), fast_for=("parotid_gland_left",), network=network)
+    card = replace(card, name="quicker", heads=(head,), fast_for=("larynx",), network=network)
     (card.folder / "card.json").write_text(card.to_json(), encoding="utf-8")
     publish(card.folder)
-    assert installed(cards()["quick"])
-    assert [c.name for c, _ in Session(RUN).plan(wanted, "CT")] == ["quick"]
+    assert installed(cards()["quicker"])
+    assert [c.name for c, _ in Session(RUN).plan(wanted, "CT")] == ["quicker"]
     assert [c.name for c, _ in Session(RUN).plan(replace(wanted, quality="balanced"), "CT")] == ["starter"]
     session = Session(RUN)
-    system = session.load(cards()["quick"])
+    system = session.load(cards()["quicker"])
     system.net("coarse")
     system.nets["coarse"] = Bands()
     found = session.segment(scan_of(standing("SPL")), wanted)
-    assert [one["name"] for one in found.origin.cards] == ["quick"]
-    assert any("quick is the fast model" in said for said in found.origin.warnings)
-    assert found.entry("parotid_gland_left").ml > 0
+    assert [one["name"] for one in found.origin.cards] == ["quicker"]
+    assert any("quicker is the fast model" in said for said in found.origin.warnings)
+    assert found.entry("larynx").ml > 0
 
 
 def test_the_declaration_survives_the_cards_file(a_card):  # noqa: F811

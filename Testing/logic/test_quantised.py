@@ -93,6 +93,31 @@ def test_inner_convolutions_read_integers_and_answer_nearly_the_same(a_job, an_e
     assert np.array_equal(again, found), "the kept network answers as the fresh one"
 
 
+class Block(nn.Module):
+    """A shortcut and a first layer that read one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.short = nn.Conv3d(8, 8, 3, padding=1), nn.Conv3d(8, 8, 1)
+
+    def forward(self, x):
+        return self.first(x).relu() + self.short(x)
+
+
+def test_convolutions_that_read_one_tensor_are_each_quantised(a_job):
+    """The real networks of EfficientSegmentation have such blocks; none of them could be quantised."""
+    _, job = a_job
+    net = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(), Block(), Block(), nn.Conv3d(8, 2, 1)).eval()
+    job = replace(job, module=Traced(lambda x: [net(x)]).eval())
+    with torch.inference_mode():
+        expected = net(job.tile).numpy()
+    model = quantised(_converted(job), [job.tile.numpy()], _openvino())
+    kinds = [node.get_type_name() for node in model.get_ordered_ops()]
+    assert kinds.count("FakeQuantize") == 8, "activations and weights of four inner convolutions"
+    found = build_openvino(job, "int8", "blocks-int8")(job.tile)[0].numpy()
+    assert np.abs(found - expected).max() / np.abs(expected).max() < 0.1
+
+
 def test_a_network_without_inner_convolutions_is_refused(a_job):
     _, job = a_job
     small = nn.Conv3d(1, 1, 1).eval()
