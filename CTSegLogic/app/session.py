@@ -12,7 +12,7 @@ from CTSegLogic.app.provenance import with_provenance
 from CTSegLogic.app.quality import flagged
 from CTSegLogic.app.staged import segment_staged
 from CTSegLogic.engine.stages import box_of
-from CTSegLogic.files.weights import cards, find_card, installed
+from CTSegLogic.files.weights import cards, find_card, installed, shipped
 from CTSegLogic.systems import System, open_system
 from CTSegLogic.values.card import Card
 from CTSegLogic.values.checks import scan_warnings
@@ -178,7 +178,10 @@ def _answering() -> list[Card]:
 
 
 def _chosen(request: Request, plan: Sequence[tuple[Card, Ask]], modality: str) -> tuple[str, ...]:
-    """Why these models ran where others could have, when the user named none."""
+    """Why these models ran where others could have, when the user named none.
+
+    Shipped models are no news to each other: which of them is best is known, and `ctseg explain` tells it.
+    """
     if request.card is not None or not isinstance(request.prompt, Text | Classes):
         return ()
     ready = _answering()
@@ -187,7 +190,8 @@ def _chosen(request: Request, plan: Sequence[tuple[Card, Ask]], modality: str) -
         if request.quality == "fast" and {s.key for s in ask.structures} <= set(card.fast_for):
             said.append(f"{card.name} is the fast model for this; --quality balanced takes another.")
             continue
-        choices = ranked([s.key for s in ask.structures], ready, modality)
+        news = [one for one in ready if one.name == card.name or not shipped(one)]
+        choices = ranked([s.key for s in ask.structures], news, modality)
         said += [why(choice, choices) for choice in choices if choice.card.name == card.name]
     return tuple(filter(None, said))
 

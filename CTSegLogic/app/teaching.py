@@ -125,8 +125,9 @@ def train(options: argparse.Namespace, run: Run) -> None:
             card = grow(options.task, options.output, listening, data=options.data, resume=options.resume)
     if started():
         return
-    heads = ", ".join(head.name for head in card.heads) or "none"
-    sys.stdout.write(f"{card.name} {card.version}: heads {heads} in {options.output}\n")
+    heads = ", ".join(head.name for head in card.heads)
+    made = f"heads {heads}" if heads else "weights, which find nothing by themselves,"
+    sys.stdout.write(f"{card.name} {card.version}: {made} in {options.output}\n")
     if options.report:
         _report(options, card, run)
     if tested is not None:

@@ -137,6 +137,11 @@ def installed(card: Card) -> bool:
     return all(place_of(card, name).is_file() for name in card.files)
 
 
+def shipped(card: Card) -> bool:
+    """Whether all files of the card come with the package."""
+    return all(spec.url.startswith("package:") for spec in card.files.values())
+
+
 def ensure(card: Card, names: tuple[str, ...] | None = None) -> dict[str, Path]:
     """The checked paths of a model's files, ready to load.
 
@@ -224,7 +229,7 @@ def remove(card: Card) -> int:
     Raises:
         OutputRefused: the model is part of this program.
     """
-    if all(spec.url.startswith("package:") for spec in card.files.values()):
+    if shipped(card):
         raise OutputRefused(
             seen=f"{card.name} is part of the program.", hint="Uninstall CTSegExtension to remove it."
         )
