@@ -27,6 +27,7 @@ LISTED = {
     r"^ctseg remove": "needs what was installed before",
     r"^ctseg import|liver-model": "needs a folder that nnU-Net trained; test_import writes small ones",
     r"DATASETS|^ctseg (train|prepare)": "needs data sets; test_train and its neighbours write small ones",
+    r"rstn-parotid": "needs a model that a recipe on the page trains",
     r"cuda:": "needs two GPUs",
     r"^ctseg demo$": "segments the whole sample; `make demo` does it",
 }
