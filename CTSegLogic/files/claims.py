@@ -1,18 +1,23 @@
 """What a header claims about the voxels that follow it, checked before memory is taken for any of them.
 
 All readers of images ask here: sizes above zero, their product below any scan's, no more than the file's
-bytes can hold, no more than this computer has free. The same for names of other files in a header.
+bytes can hold, no more than this computer has free. The same for names of other files in a header. And one
+at a time: `ITK_READS` is held by whoever has ITK read a file.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from CTSegLogic.values.errors import ImageInvalid, OutOfMemory
 
+# GDCM keeps tables that threads destroy for each other: one run in ten crashed, some at their end (SimpleITK
+# issues 74 and 805). Reading of number formats sets a locale, which is the process's own.
+ITK_READS = threading.Lock()
 MOST_VOXELS = 2**31  # 4 GB as int16: a header that claims more is damaged or hostile
 DEFLATE = 1032  # bytes that one byte of deflate can stand for at most
 _ROOMY = 1 << 28  # bytes below which nobody asks how much memory is free

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from CTSegLogic.files.claims import MOST_VOXELS
+from CTSegLogic.files.claims import ITK_READS, MOST_VOXELS
 from CTSegLogic.files.dicomguard import broken, check_pixels, check_unpacked, damaged
 from CTSegLogic.files.dicomheaders import (
     Series,
@@ -262,8 +261,7 @@ def _listed(places: Sequence[float]) -> str:
 def _pixels(ordered: Sequence[Slice]) -> tuple[NDArray[Any], float, list[str]]:
     """Rescaled voxels (k, j, i) with padding replaced, the value that replaces it, and what was mended."""
     frames = {path: _frame_reader(path) for path in {s.path for s in ordered if s.frame}}
-    with ThreadPoolExecutor(2) as pool:
-        read = list(pool.map(lambda s: _plane(s, frames.get(s.path)), ordered))
+    read = [_plane(s, frames.get(s.path)) for s in ordered]
     ct = ordered[0].modality == "CT"
     fill = float(_AIR_HU)
     if not ct:
@@ -308,7 +306,8 @@ def _decoded(path: Path) -> NDArray[Any]:
     import SimpleITK as sitk
 
     try:
-        image = sitk.ReadImage(str(path), imageIO="GDCMImageIO")
+        with ITK_READS:
+            image = sitk.ReadImage(str(path), imageIO="GDCMImageIO")
     except RuntimeError as error:
         raise damaged(path, str(error)) from error
     values: NDArray[Any] = sitk.GetArrayFromImage(image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sqlite3
 import struct
 import zlib
 from collections.abc import MutableSequence
@@ -28,7 +29,8 @@ def broken() -> tuple[type[Exception], ...]:
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
     plain = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError)
-    parsing = (struct.error, zlib.error, BytesLengthException, InvalidDicomError)
+    # sqlite3: highdicom keeps what it reads of frames in a table.
+    parsing = (struct.error, zlib.error, sqlite3.Error, BytesLengthException, InvalidDicomError)
     return (*plain, RuntimeError, TypeError, ValueError, *parsing)
 
 

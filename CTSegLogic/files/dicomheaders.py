@@ -150,7 +150,10 @@ def _header(path: Path) -> Any:
         return None
     try:
         check_unpacked(path)
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+        with path.open("rb") as file:
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
+            # pydicom skips over what was not asked for; GDCM would take the memory that it claims.
+            beyond = file.tell() > path.stat().st_size
         for _ in header.iterall():
             pass  # values are parsed when first seen: here, where the warnings are off
         check_single(header)
@@ -160,6 +163,8 @@ def _header(path: Path) -> Any:
         raise damaged(path, "it is not DICOM") from error
     except broken() as error:
         raise damaged(path, str(error)) from error
+    if beyond:
+        raise damaged(path, "one of its elements is longer than the file")
     if str(header.file_meta.get("MediaStorageSOPClassUID")) in _CT_OR_MR_CLASSES and "Rows" not in header:
         raise damaged(path, "it ends before its pixels")  # pydicom takes a cut for the end
     return header

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from CTSegLogic.files.claims import DEFLATE, check_claim, colour
+from CTSegLogic.files.claims import DEFLATE, ITK_READS, check_claim, colour
 from CTSegLogic.files.headers import CHECKS
 from CTSegLogic.files.nifti import load_nifti
 from CTSegLogic.values.errors import ImageInvalid, OutOfMemory
@@ -191,7 +191,7 @@ def image_of(path: Path, channels: int = 0) -> Any:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
-        with _locale_kept():
+        with ITK_READS, _locale_kept():
             reader.ReadImageInformation()
             components, kind = reader.GetNumberOfComponents(), reader.GetPixelID()
             if channels and components in (3, 4) and components != channels and kind == sitk.sitkVectorUInt8:

@@ -185,7 +185,10 @@ def _odd_element(rng: Random, data: bytes) -> bytes:
     file = io.BytesIO()
     syntax = read.file_meta.TransferSyntaxUID
     implicit = syntax.is_implicit_VR
-    pydicom.dcmwrite(file, read, implicit_vr=implicit, little_endian=syntax.is_little_endian)
+    try:
+        pydicom.dcmwrite(file, read, implicit_vr=implicit, little_endian=syntax.is_little_endian)
+    except (TypeError, ValueError):  # not a text that pydicom can write: bytes are changed instead
+        return mutate.in_bytes(rng, data, len(data))
     return file.getvalue()
 
 
