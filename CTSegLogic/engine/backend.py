@@ -38,8 +38,10 @@ _FASTER = 1.1  # "auto" takes a backend that is at least so much faster
 _REPEATS = 3
 _NOTES = "backends"  # table of what was measured and refused
 # What a package that builds or runs a network may raise; errors of this package pass through.
-_FAULTS = (RuntimeError, ValueError, TypeError, ImportError, AttributeError, LookupError, AssertionError)
-_FAULTS += (OSError, MemoryError)  # type: ignore[assignment]
+_FAULTS = (
+    *(RuntimeError, ValueError, TypeError, ImportError, AttributeError, LookupError, AssertionError),
+    *(OSError, MemoryError),
+)
 
 
 class Accelerated:

@@ -124,11 +124,7 @@ def _joined(plan: Sequence[Choice], choice: Choice) -> Choice:
 
 
 def why(chosen: Choice, others: Sequence[Choice]) -> str:
-    """A sentence on why one model comes before the others; "" when there are none.
-
-    A model that says it is the fast one for all of this is no rival: quality "fast" asks for it by itself.
-    """
-    others = [choice for choice in others if not set(choice.keys) <= set(choice.card.fast_for)]
+    """A sentence on why one model comes before the others; "" when there are none."""
     rivals = [choice for choice in others if choice.card.name != chosen.card.name]
     if not rivals:
         return ""

@@ -11,7 +11,7 @@ from test_choice import a_card  # noqa: F401 - a fixture
 from test_efficient import KEYS, RUN, Bands, ask_of, opened, scan_of, standing
 from tiny import an_efficient_model
 
-from CTSegLogic.app.session import Session
+from CTSegLogic.app.session import Session, _chosen
 from CTSegLogic.files.weights import cards, installed, publish
 from CTSegLogic.values.card import card_from
 from CTSegLogic.values.choice import shared
@@ -59,6 +59,9 @@ def test_a_session_takes_it_at_fast_says_so_and_stays_as_it_was_without_it(an_em
     assert installed(cards()["quicker"])
     assert [c.name for c, _ in Session(RUN).plan(wanted, "CT")] == ["quicker"]
     assert [c.name for c, _ in Session(RUN).plan(replace(wanted, quality="balanced"), "CT")] == ["starter"]
+    balanced = replace(wanted, quality="balanced")
+    (said,) = _chosen(balanced, Session(RUN).plan(balanced, "CT"), "CT")
+    assert said.startswith("starter was chosen before quicker"), "installed, not shipped: it is news"
     session = Session(RUN)
     system = session.load(cards()["quicker"])
     system.net("coarse")

@@ -73,7 +73,7 @@ def test_a_step_teaches_every_structure_and_hides_what_nobody_drew(a_fresh_gcis)
 
 
 def test_a_new_network_begins_by_saying_background(a_fresh_gcis):
-    """Small structures were lost for good while it learned that most of a scan is background."""
+    """The first steps went into learning that most of a scan is background."""
     for teach in (START, {"trains": "all"}):
         learner = taught(a_fresh_gcis, teach)
         parts = learner.net.parts if teach == START else (learner.encoder, learner.decoder)

@@ -109,7 +109,6 @@ def test_an_extension_longer_than_what_is_read_first_is_no_damage(tmp_path, name
     image = nifti(np.random.default_rng(0).integers(0, 99, (4, 5, 6)).astype(np.int16))
     image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"legend " * 2000))
     nibabel.save(image, tmp_path / name)
-    assert (tmp_path / name).stat().st_size > 100
     assert np.array_equal(read_image(tmp_path / name).array[0], np.asarray(image.dataobj).T)
 
 
