@@ -111,11 +111,11 @@ def digest_of(files: Mapping[str, bytes]) -> str:
 
 
 def tried(family: Family, files: Mapping[str, bytes], top: Path) -> tuple[str, str]:
-    """(outcome, detail) of reading these files, laid into a fresh folder below `top`."""
+    """(outcome, detail) of reading these files, laid into a fresh folder below `top`, which is emptied."""
     from CTSegLogic.values.errors import CTSegError
 
     folder = top / "in"
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(top, ignore_errors=True)
     folder.mkdir(parents=True)
     (top / "canary.raw").write_bytes(CANARY)
     for name, data in files.items():

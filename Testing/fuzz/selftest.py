@@ -12,10 +12,13 @@ from fuzz.engine import EscapedError, Family
 
 
 def _from_second(fault: Callable[[Path], Any]) -> Callable[[Path], Any]:
-    """What a reader does that only fails on inputs other than the first, which warms a process up."""
+    """A reader that reads the first input, which warms a process up, and fails on every other."""
+    reads = 0
 
     def attempt(folder: Path) -> Any:
-        return fault(folder) if (folder / "x").read_bytes()[0] % 2 else None
+        nonlocal reads
+        reads += 1
+        return fault(folder) if reads > 1 else None
 
     return attempt
 
@@ -45,6 +48,10 @@ def _write(folder: Path) -> None:
     (folder.parent / "beside").write_bytes(b"")
 
 
+def _write_far(folder: Path) -> None:
+    (folder.parent.parent / "no such folder" / "x").write_bytes(b"")  # seen though nothing can be written
+
+
 def _leave(folder: Path) -> None:
     raise EscapedError(folder.name)
 
@@ -64,7 +71,8 @@ FAULTS = {
     "memory above the plan": _eat,
     "ran code": _start,
     "left its folder": _leave,
-    "ran code by writing": _write,
+    "left its folder by writing": _write,
+    "ran code by writing": _write_far,
     "refused, unreadably": _babble,
 }
 FAMILIES = tuple(
@@ -72,7 +80,7 @@ FAMILIES = tuple(
         name=f"self-test: {name}",
         make=lambda rng: {"x": rng.randbytes(8)},
         attempt=_from_second(fault),
-        count=4,
+        count=3,
     )
     for name, fault in FAULTS.items()
 )
