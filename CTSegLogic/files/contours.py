@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from CTSegLogic.values.errors import ImageInvalid
 from CTSegLogic.values.grid import Box, Grid
 from CTSegLogic.values.move import move
 
@@ -67,16 +68,40 @@ def filled(
     A voxel is inside when its centre is, by the even-odd rule over the polygons of its plane. Each polygon
     stands for a slab as thick as the grid's voxels, or `slab_mm` (`slab_of` when None) where that is more. A
     grid at an angle to the polygons takes them from one along them, by linear interpolation.
+
+    Raises:
+        ImageInvalid: a polygon leaves its plane, or they lie in planes that are not parallel.
     """
     slab = slab_of(polygons_ras) if slab_mm is None else slab_mm
-    polygons = [grid.index(p) for p in polygons_ras]
-    spacing = np.array(grid.spacing)
-    spread = np.max([np.ptp(p, axis=0) for p in polygons], axis=0) * spacing
-    axis = int(spread.argmin())
-    if spread[axis] > max(0.05 * spacing[axis], 0.05):
-        own = _grid_along(polygons_ras, grid, slab)
-        mask = filled(polygons_ras, own, slab)
-        return np.asarray(move(mask.astype(np.uint8), own, grid, order=1, outside=0) > 0.5)
+    leaving = _leaving(polygons_ras, grid)
+    axis = int(leaving.max(axis=0).argmin())
+    if leaving[:, axis].max() <= max(0.05 * grid.spacing[axis], 0.05):
+        return _on_planes(polygons_ras, grid, axis, slab)
+    own = _grid_along(polygons_ras, grid, slab)
+    bent = _leaving(polygons_ras, own)[:, 0]
+    if bent.max() > own.spacing[0] / 2:
+        worst = int(bent.argmax())
+        where = ", ".join(f"{mm:.0f}" for mm in polygons_ras[worst].mean(axis=0))
+        raise ImageInvalid(
+            seen=f"The contour around ({where}) mm RAS leaves its region's planes by {bent[worst]:.1f} mm.",
+            hint="A region's contours must lie in parallel planes: draw it again, or leave it out.",
+        )
+    mask = _on_planes(polygons_ras, own, 0, slab)
+    return np.asarray(move(mask.astype(np.uint8), own, grid, order=1, outside=0) > 0.5)
+
+
+def _leaving(polygons_ras: Sequence[NDArray[np.float64]], grid: Grid) -> NDArray[np.float64]:
+    """How far (mm) each polygon reaches along each axis of a grid: (polygons, 3)."""
+    reach: NDArray[np.float64] = np.array([np.ptp(grid.index(p), axis=0) for p in polygons_ras])
+    reach *= grid.spacing
+    return reach
+
+
+def _on_planes(
+    polygons_ras: Sequence[NDArray[np.float64]], grid: Grid, axis: int, slab: float
+) -> NDArray[np.bool_]:
+    """The mask of polygons that lie in the planes across a grid's axis."""
+    polygons, spacing = [grid.index(p) for p in polygons_ras], grid.spacing
     rows, columns = (a for a in range(3) if a != axis)
     mask = np.zeros(grid.shape, bool)
     view = np.moveaxis(mask, axis, 0)

@@ -44,6 +44,7 @@ __all__ = [
 
 _AIR_HU = -1024
 _NO_TISSUE_HU = -1500  # below this a CT value is padding, whether the header declares it or not
+_TOLD = 6  # places of missing slices that a message names
 _SAME_MM = 0.01  # slices closer than this lie at one position
 _UNEVEN = 0.01  # of the usual gap: so much may another differ,
 _UNEVEN_MM = 0.02  # or by what rounding positions to 0.01 mm makes of it
@@ -222,15 +223,16 @@ def _check_even(ordered: Sequence[Slice], along: NDArray[np.float64]) -> None:
     if gaps.min() < _SAME_MM:
         raise _repeated(ordered, along)
     usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])  # lower median: of two gaps one can be wide
-    missing = [
-        float(place + n * usual)
-        for place, gap in zip(along[:-1], gaps, strict=True)
-        if gap > 1.5 * usual
-        for n in range(1, max(2, round(gap / usual)))
-    ]
-    if missing:
+    holes = np.where(gaps > 1.5 * usual, np.maximum(np.rint(gaps / usual) - 1, 1), 0)
+    if holes.any():
+        first = (
+            float(along[at] + (n + 1) * usual)
+            for at in np.flatnonzero(holes)
+            for n in range(min(int(holes[at]), _TOLD))
+        )
+        lost = int(holes.sum())  # a wild position can make it billions
         raise ImageInvalid(
-            seen=f"{len(missing)} slices are missing, at {_listed(missing)} along the slice normal.",
+            seen=f"{lost} slices are missing, at {_listed(tuple(first), lost)} along the slice normal.",
             hint="Export or download the whole series again.",
         )
     off = np.abs(gaps - usual)
@@ -253,9 +255,9 @@ def _repeated(ordered: Sequence[Slice], along: NDArray[np.float64]) -> ImageInva
     )
 
 
-def _listed(places: Sequence[float]) -> str:
-    more = f" and {len(places) - 6} more" if len(places) > 6 else ""
-    return ", ".join(f"{place:.2f} mm" for place in places[:6]) + more
+def _listed(places: Sequence[float], count: int) -> str:
+    more = f" and {count - _TOLD} more" if count > _TOLD else ""
+    return ", ".join(f"{place:.2f} mm" for place in places[:_TOLD]) + more
 
 
 def _pixels(ordered: Sequence[Slice]) -> tuple[NDArray[Any], float, list[str]]:

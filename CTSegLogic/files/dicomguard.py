@@ -15,6 +15,7 @@ from CTSegLogic.values.errors import ImageInvalid
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")  # pixels as they are
+_PIXEL_KINDS = (b"OB", b"OW", b"OF", b"OD", b"UN")
 _MOST_DEFLATED = 1 << 28  # bytes of a deflated data set, unpacked
 _SINGLE = (  # what is one value each, though a damaged header may hold several
     *("Modality", "SeriesInstanceUID", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel"),
@@ -65,6 +66,25 @@ def check_single(header: Any) -> None:
             raise ValueError(message)
 
 
+def check_kind(path: Path, header: Any, at: int) -> None:
+    """Refuses what GDCM would take seconds or much memory to fail at: `at` is where pydicom stopped reading.
+
+    pydicom skips over elements that were not asked for, and stops before the pixels.
+
+    Raises:
+        ImageInvalid: an element is longer than the file, or the pixels have no kind that is known.
+    """
+    if at > path.stat().st_size:
+        raise damaged(path, "one of its elements is longer than the file")
+    if header.original_encoding[0] is not False:  # implicit: it stores no value representations
+        return
+    with path.open("rb") as file:
+        file.seek(at)
+        kind = file.read(6)[4:]
+    if kind and kind not in _PIXEL_KINDS:
+        raise damaged(path, f"its pixels' value representation is {kind.decode('latin-1')!r}")
+
+
 def damaged(path: Path, why: str) -> ImageInvalid:
     """What to tell the user of a file that cannot be used."""
     reason = why.strip().rstrip(".").splitlines()
@@ -72,6 +92,19 @@ def damaged(path: Path, why: str) -> ImageInvalid:
         seen=f"{path.name} cannot be read: {reason[-1] if reason else 'it ends too early'}.",
         hint="Copy or export the series again, or take that file out of the folder.",
     )
+
+
+def check_frames(header: Any) -> None:
+    """Refuses a multi-frame header that claims more frames than it describes, or more than its file can hold.
+
+    Raises:
+        ImageInvalid: it does.
+    """
+    check_single(header)
+    frames, told = int(header.get("NumberOfFrames") or 0), header.get("PerFrameFunctionalGroupsSequence")
+    if told is not None and frames != len(told):
+        raise damaged(Path(header.filename), f"it claims {frames} frames and describes {len(told)}")
+    check_pixels(header)
 
 
 def check_pixels(header: Any) -> None:

@@ -5,6 +5,7 @@ pydicom reads headers only; no pixel is touched here. Positions and directions a
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from CTSegLogic.files.dicomguard import broken, check_single, check_unpacked, damaged
+from CTSegLogic.files.dicomguard import broken, check_kind, check_single, check_unpacked, damaged
 from CTSegLogic.values.errors import ImageInvalid
 
 MODALITIES = ("CT", "MR")  # what this package segments; other series are listed, never chosen
@@ -152,19 +153,17 @@ def _header(path: Path) -> Any:
         check_unpacked(path)
         with path.open("rb") as file:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
-            # pydicom skips over what was not asked for; GDCM would take the memory that it claims.
-            beyond = file.tell() > path.stat().st_size
-        for _ in header.iterall():
+            at = file.tell()
+        for _ in itertools.chain(header.file_meta, header.iterall()):
             pass  # values are parsed when first seen: here, where the warnings are off
         check_single(header)
+        check_kind(path, header, at)
     except InvalidDicomError as error:
         if path.suffix.lower() != ".dcm":
             return None
         raise damaged(path, "it is not DICOM") from error
     except broken() as error:
         raise damaged(path, str(error)) from error
-    if beyond:
-        raise damaged(path, "one of its elements is longer than the file")
     if str(header.file_meta.get("MediaStorageSOPClassUID")) in _CT_OR_MR_CLASSES and "Rows" not in header:
         raise damaged(path, "it ends before its pixels")  # pydicom takes a cut for the end
     return header

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from CTSegLogic.files.atomic import replaced
 from CTSegLogic.files.dicom import mask_on_source, program_version, source_headers
-from CTSegLogic.files.dicomguard import broken, check_unpacked
+from CTSegLogic.files.dicomguard import broken, check_frames, check_unpacked
 from CTSegLogic.files.dicomnotes import add_provenance, remark_on
 from CTSegLogic.values.errors import GridMismatch, ImageInvalid, OutputRefused
 from CTSegLogic.values.grid import Box, Grid
@@ -231,6 +231,7 @@ def read_seg(path: Path, *, frame_of_reference_uid: str | None = None) -> Predic
         GridMismatch: it belongs to another frame of reference.
     """
     import highdicom
+    import pydicom
 
     layers: list[Layer] = []
     entries: list[Entry] = []
@@ -239,6 +240,7 @@ def read_seg(path: Path, *, frame_of_reference_uid: str | None = None) -> Predic
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             check_unpacked(path)
+            check_frames(pydicom.dcmread(path, stop_before_pixels=True))
             seg = highdicom.seg.segread(path)
             _check_frame_of_reference(seg, frame_of_reference_uid, path)
             for number in seg.segment_numbers:

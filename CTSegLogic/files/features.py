@@ -159,10 +159,10 @@ def _mapped(path: Path) -> list[tuple[int, NDArray[np.float16]]]:
         length = int.from_bytes(file.read(_TAIL), "little")
         file.seek(size - _TAIL - length)
         table: list[tuple[int, Sequence[int]]] = json.loads(file.read(length))
-    counts = [math.prod(shape) for _, shape in table]
     sizes = [n for start, shape in table for n in (start, *shape)]
     known = all(type(n) is int and n >= 0 for n in sizes) and all(len(shape) == 4 for _, shape in table)
-    if not known or not table or 2 * sum(counts) != size - _TAIL - length:
+    counts = [math.prod(shape) for _, shape in table] if known else []  # a product with a text is a long text
+    if not counts or 2 * sum(counts) != size - _TAIL - length:
         message = f"{path.name} is not whole"
         raise ValueError(message)
     values: NDArray[Any] = np.memmap(path, np.float16, mode="c", shape=(sum(counts),))

@@ -1,7 +1,7 @@
-"""NRRD and MetaImage headers, read here before ITK sees them: its parsers trust what these texts claim.
+"""NRRD, MetaImage and TIFF headers, read here before ITK sees them: its parsers trust what these claim.
 
-Only what these formats allow passes: fields known and given once, numbers finite and as many as the dimension
-asks for, sizes that the data can hold, data in the same file or in one beside it.
+Of the first two only what the formats allow passes: fields known and given once, numbers finite and as many
+as the dimension asks for, sizes that the data can hold, data in the same file or in one beside it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from CTSegLogic.values.errors import ImageInvalid
 _MOST_TEXT = 16 << 20  # bytes of a header; names of 345 segments with their codes take 0.3 MB
 _LONGEST = 1000  # bytes of a line that is not a remark of the user's
 _MOST_FILES = 65536
+_SUBFILE, _SHORT = 254, 3  # TIFF's tag of what a page is, and its type of 16 bits
+_PREVIEW_OR_MASK = 0b101
 _HUGE = 1e12  # mm, or anything else in a header
 _META_NAME = re.compile(r"[\w .|:/()\[\]+-]{1,120}", re.ASCII)  # DICOM's tags, and words of users, among them
 _WHOLE = re.compile(r"[+-]?\d{1,18}")
@@ -266,9 +269,47 @@ def _malformed(path: Path, what: str) -> ImageInvalid:
     )
 
 
+def check_tiff(path: Path) -> None:
+    """Refuses a TIFF whose pages are not all of one kind: ITK counts some, and writes all of them to memory
+    (seen with SimpleITK 2.5.7).
+
+    Raises:
+        ImageInvalid: its pages differ, are previews or masks of others, are nowhere, or go in circles.
+    """
+    data = path.read_bytes()
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
+    if order is None:
+        raise _malformed(path, "it does not begin as a TIFF of up to 4 GB does")
+    kinds, seen = set[int | None](), set[int]()
+    try:
+        (at,) = struct.unpack_from(f"{order}I", data, 4)
+        while at:
+            if at in seen or len(seen) == _MOST_FILES:
+                raise _malformed(path, "its pages go in circles")
+            seen.add(at)
+            (count,) = struct.unpack_from(f"{order}H", data, at)
+            kinds.add(_tiff_kind(data, order, at + 2, count))
+            (at,) = struct.unpack_from(f"{order}I", data, at + 2 + 12 * count)
+    except struct.error as error:
+        raise _malformed(path, "it ends before its last page") from error
+    if len(kinds) != 1 or (kinds.pop() or 0) & _PREVIEW_OR_MASK:
+        raise _malformed(path, "it holds previews, masks or pages of several kinds")
+
+
+def _tiff_kind(data: bytes, order: str, start: int, count: int) -> int | None:
+    """What a page of a TIFF says it is (NewSubfileType), or None."""
+    for place in range(start, start + 12 * count, 12):
+        tag, kind, _ = struct.unpack_from(f"{order}HHI", data, place)
+        if tag == _SUBFILE:
+            return int(struct.unpack_from(f"{order}{'H' if kind == _SHORT else 'I'}", data, place + 8)[0])
+    return None
+
+
 CHECKS: Mapping[str, Callable[[Path], None]] = {
     ".nrrd": check_nrrd,
     ".nhdr": check_nrrd,
     ".mha": check_meta,
     ".mhd": check_meta,
+    ".tif": check_tiff,
+    ".tiff": check_tiff,
 }

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from CTSegLogic.files.claims import DEFLATE, ITK_READS, check_claim, colour
-from CTSegLogic.files.headers import CHECKS
+from CTSegLogic.files.headers import CHECKS, check_tiff
 from CTSegLogic.files.nifti import load_nifti
 from CTSegLogic.values.errors import ImageInvalid, OutOfMemory
 from CTSegLogic.values.grid import Grid
@@ -197,7 +197,8 @@ def image_of(path: Path, channels: int = 0) -> Any:
             if channels and components in (3, 4) and components != channels and kind == sitk.sitkVectorUInt8:
                 raise colour(path)
             bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(kind))
-            most = None if check is not None else DEFLATE * sum(p.stat().st_size for p in _parts(path))
+            counted = check not in (None, check_tiff)  # the others compare sizes with bytes themselves
+            most = None if counted else DEFLATE * sum(p.stat().st_size for p in _parts(path))
             check_claim(path, [*reader.GetSize(), components], int(bits.group(1)) // 8 if bits else 16, most)
             return reader.Execute()
     except RuntimeError as error:

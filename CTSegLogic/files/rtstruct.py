@@ -252,7 +252,7 @@ def read_rtstruct(
         names: the regions to fill, all when None.
 
     Raises:
-        ImageInvalid: the file is no readable RTSTRUCT.
+        ImageInvalid: the file is no readable RTSTRUCT, or a region's contours lie in no parallel planes.
         GridMismatch: a region lies in another frame of reference.
     """
     masks: dict[str, NDArray[np.bool_]] = {}

@@ -13,6 +13,7 @@ one more top-level key, `ctseg`, holds what that grammar cannot say (`own_keys`)
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -292,7 +293,7 @@ def _kind(said: str) -> str:
 
 def _dataset(value: Any, place: Place) -> str | int:
     if isinstance(value, str) and value.strip():
-        return int(value) if value.strip().isdigit() else value.strip()
+        return int(value) if re.fullmatch(r"\s*[0-9]{1,9}\s*", value) else value.strip()
     return place.whole(value, 0, 'a name such as "Task002_Name", or its number')
 
 

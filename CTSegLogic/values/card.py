@@ -351,11 +351,11 @@ def _rules(card: Card) -> Iterator[tuple[bool, str]]:
     lost = bool(card.encoder) and card.encoder not in card.files
     yield lost, f"encoder names the file {card.encoder!r} that it does not list"
     yield from _prepare_rules(card.prepare)
-    findable = set(card.keys)
+    findable, words = set(card.keys), card.vocabulary  # rows of the card's own that are none raise here
     for group, members in card.groups.items():
         yield not set(members) <= findable, f"the group {group!r} holds what no head finds"
     for head in card.heads:
-        for broken, seen in _head_rules(head, card, names):
+        for broken, seen in _head_rules(head, card, names, words):
             yield broken, f"head {head.name!r} {seen}"
     supports = {head.name: head.supports for head in card.heads if set(head.supports) <= set(names)}
     if len(supports) == len(names):
@@ -384,7 +384,7 @@ def _prepare_rules(prepare: Prepare) -> Iterator[tuple[bool, str]]:
     yield not tone.std > 0, "intensity.std must be above 0"
 
 
-def _head_rules(head: Head, card: Card, names: list[str]) -> Iterator[tuple[bool, str]]:
+def _head_rules(head: Head, card: Card, names: list[str], words: Vocabulary) -> Iterator[tuple[bool, str]]:
     yield not head.structures, "finds nothing"
     yield len(set(head.structures)) != len(head.structures), "lists a structure twice"
     yield head.activation not in ("softmax", "sigmoid", "exclusive"), "has an unknown activation"
@@ -393,6 +393,5 @@ def _head_rules(head: Head, card: Card, names: list[str]) -> Iterator[tuple[bool
     lost = bool(head.file) and head.file not in card.files
     yield lost, f"names the file {head.file!r} that the card does not list"
     yield not set(head.supports) <= set(names), "is supported by a head that is not there"
-    words = card.vocabulary
     for key in head.structures:
         yield key not in words, f"finds {key!r}, which neither the vocabulary nor the card defines"

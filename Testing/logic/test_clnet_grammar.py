@@ -483,3 +483,9 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
     assert is_clnet(path)
     with pytest.raises(TaskInvalid, match="'GE' twice"):
         read_clnet(path)
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "\N{SUPERSCRIPT TWO}"])
+def test_a_number_of_a_data_set_that_is_none_is_its_name(number):
+    file = parsed({"clnet_general_encoder": "G", "G": {"task": number, "decoders": {"A": 1}}})
+    assert file.tasks[0].dataset == number

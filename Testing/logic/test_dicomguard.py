@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from dicom_phantoms import Scan, enhanced, ramp, save
+from dicom_phantoms import Scan, enhanced, prediction_of, ramp, save
 
 from CTSegLogic.files.dicom import read_series
+from CTSegLogic.files.dicomseg import read_seg, write_seg
 from CTSegLogic.values.errors import ImageInvalid
 
 
@@ -84,3 +85,43 @@ def test_itk_reads_one_file_at_a_time(tmp_path: Path, monkeypatch: pytest.Monkey
         first, second = pool.map(read_series, folders)
     assert np.array_equal(first.array, second.array)
     assert most == [1]
+
+
+@pytest.mark.parametrize("kind", [b"O\0", b"Ow", b"UI", b"\xff\xff"])
+def test_pixels_of_no_known_kind_never_reach_gdcm(tmp_path: Path, kind: bytes) -> None:
+    """GDCM looks for an end of such an element for seconds, in 900 bytes."""
+    (path, *_) = Scan(hu=ramp, count=4).write(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x10\x00" + kind))
+    assert "its pixels' value representation is" in the_message(tmp_path)
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["slices", "frames"])
+def test_an_odd_element_of_the_meta_group_is_named(tmp_path: Path, many: bool) -> None:
+    scan = Scan(hu=ramp, count=4)
+    path = enhanced(scan, tmp_path / "enhanced.dcm") if many else scan.write(tmp_path)[0]
+    path.write_bytes(path.read_bytes().replace(b"\x02\x00\x02\x00UI", b"\x02\x00\x02\x00U\xfa", 1))
+    assert f"{path.name} cannot be read" in the_message(tmp_path)
+
+
+def test_a_position_far_away_names_few_of_the_missing_slices(tmp_path: Path) -> None:
+    scan = Scan(hu=ramp, count=4)
+    path = scan.write(tmp_path)[-1]
+    ds = pydicom.dcmread(path)
+    ds.ImagePositionPatient = [ds.ImagePositionPatient[0], ds.ImagePositionPatient[1], 1e9]
+    save(ds, path)
+    said = the_message(tmp_path)
+    assert "slices are missing, at 49.00 mm, 52.00 mm" in said
+    assert len(said) < 300
+
+
+@pytest.mark.parametrize("claim", [3, 99_999_999])
+def test_a_seg_that_claims_other_frames_than_it_describes_is_refused(tmp_path: Path, claim: int) -> None:
+    Scan(hu=ramp).write(tmp_path / "in")
+    volume, path = read_series(tmp_path / "in"), tmp_path / "x.seg.dcm"
+    write_seg(prediction_of(volume.grid, {"liver": volume.array[0] > 100}), volume, path)
+    assert read_seg(path).entries
+    ds = pydicom.dcmread(path)
+    described, ds.NumberOfFrames = int(ds.NumberOfFrames), claim
+    save(ds, path)
+    with pytest.raises(ImageInvalid, match=f"claims {claim} frames and describes {described}"):
+        read_seg(path)

@@ -415,3 +415,68 @@ def test_a_version_that_leads_out_of_the_folder_is_refused(version):
     table = json.loads((root / "Resources/Cards/starter.json").read_text(encoding="utf-8"))
     with pytest.raises(CardInvalid, match="version"):
         card_from(table | {"version": version})
+
+
+@pytest.mark.parametrize("kinds", [(0, 2, 2, 2), (2, 2, 0, 2), (2, 2, 2, 1), (4, 4, 4, 4), (2, None, 2, 2)])
+def test_pages_of_several_kinds_in_a_tiff_are_refused(tmp_path, kinds):
+    """ITK counts some of the pages and writes all of them: the process died, at times later."""
+    import SimpleITK as sitk
+
+    path = tmp_path / "a.tif"
+    sitk.WriteImage(sitk.GetImageFromArray(VOXELS), str(path))
+    assert np.array_equal(read_image(path).array[0], VOXELS)
+    tag = struct.pack("<HHI", 254, 4, 1)
+    first, *parts = path.read_bytes().split(tag)
+    assert len(parts) == len(kinds)
+    said = [tag if kind is not None else struct.pack("<HHI", 253, 4, 1) for kind in kinds]
+    pages = [
+        how + struct.pack("<I", kind or 0) + part[4:]
+        for how, kind, part in zip(said, kinds, parts, strict=True)
+    ]
+    path.write_bytes(first + b"".join(pages))
+    with pytest.raises(ImageInvalid, match="pages of several kinds"):
+        read_image(path)
+
+
+def test_pages_of_a_tiff_that_go_in_circles_or_nowhere_are_refused(tmp_path):
+    path, page = tmp_path / "a.tif", struct.pack("<HHHII", 1, 254, 4, 1, 2)
+    for follower, why in ((8, "circles"), (10**6, "ends before")):
+        path.write_bytes(b"II*\0" + struct.pack("<I", 8) + page + struct.pack("<I", follower))
+        with pytest.raises(ImageInvalid, match=why):
+            read_image(path)
+    path.write_bytes(b"II+\0" + page)
+    with pytest.raises(ImageInvalid, match="begin as a TIFF"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("off", [3.0, 1e7])
+def test_contours_in_no_parallel_planes_are_refused(off):
+    """A grid along them was looked for without end."""
+    flat = np.array([[0.0, 0, 0], [10, 0, 0], [10, 10, 0], [0, 10, 0]])
+    upright = np.array([[0.0, 0, 0], [10, 0, 0], [10, 0, 9], [0, 0, 9]]) + off
+    grid = Grid.of((20, 20, 20), spacing_mm=(2, 2, 2), origin_ras=(20, 20, -20))
+    assert filled([flat, flat + np.array([0, 0, 4])], grid).any()
+    with pytest.raises(ImageInvalid, match="leaves its region's planes"):
+        filled([flat, upright], grid)
+
+
+def test_a_contour_bent_by_less_than_half_a_slice_is_filled():
+    bent = np.array([[0.0, 0, 0.2], [12, 0, -0.2], [12, 12, 0.2], [0, 12, -0.2]])
+    grid = Grid.of((20, 20, 20), spacing_mm=(2, 2, 2), origin_ras=(20, 20, -20))
+    assert filled([bent, bent + np.array([0, 0, 2])], grid).sum() > 20
+
+
+@pytest.mark.parametrize("rows", [["gizmo"], [3], 3, [{"name": "no key"}]])
+def test_structures_that_are_none_are_refused_with_the_card_even_without_heads(rows):
+    root = Path(__file__).resolve().parents[2]
+    table = json.loads((root / "Resources/Cards/bodypart.json").read_text(encoding="utf-8"))
+    assert card_from(table).structures == ()
+    with pytest.raises(CardInvalid, match="malformed"):
+        card_from({**table, "structures": rows})
+
+
+def test_a_text_among_the_sizes_of_kept_features_is_no_size(tmp_path):
+    """Its product with a number was a text of 2 GB."""
+    table = b'[[0, [9999999999999999, "0", 4, 5]]]'
+    (tmp_path / "k.features").write_bytes(bytes(240) + table + len(table).to_bytes(8, "little"))
+    assert FeatureFolder(folder=tmp_path, limit=1 << 20).read("k") == []
