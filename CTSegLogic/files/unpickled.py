@@ -10,6 +10,7 @@ import codecs
 import io
 import pickle
 import pickletools
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,41 @@ from CTSegLogic.values.errors import WeightsCorrupt
 _MOST_BYTES = 256 << 20  # plans take a few thousand
 _SCALAR: Any = np.float64(0).__reduce__()[0]
 _ARRAY: Any = np.zeros(1).__reduce__()[0]
+_CODE = re.compile(r"[<>|=]?([?biufcSUO][0-9]{0,9}|[bBhHiIlLqQefdg])")
 _KIND = "numpy.ndarray"  # stands for the class, which could be called for memory
+
+
+class Kind:
+    """A type of numpy's as pickles tell it: a code, then a state with its byte order; numpy's own crashes of
+    some states.
+
+    Attributes:
+        dtype: the type; of numbers, texts, or objects without fields.
+    """
+
+    def __init__(self, code: Any, *_flags: Any) -> None:
+        if not isinstance(code, str) or not _CODE.fullmatch(code):
+            message = f"{str(code)[:40]!r} is no type of numpy's"
+            raise ValueError(message)
+        self.dtype: np.dtype[Any] = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        plain = isinstance(state, tuple) and len(state) >= 5 and state[2:5] == (None, None, None)
+        if not plain or state[1] not in ("<", ">", "|", "="):
+            message = "a type of numpy's has a state that is none"
+            raise ValueError(message)
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array(np.ndarray[Any, Any]):
+    """An array that takes its type as a `Kind`."""
+
+    def __setstate__(self, state: Any) -> None:
+        version, shape, kind, *rest = state
+        if not isinstance(kind, Kind):
+            message = "an array has no type"
+            raise TypeError(message)
+        super().__setstate__((version, shape, kind.dtype, *rest))
 
 
 def _reconstruct(kind: Any, shape: Any, code: Any) -> Any:
@@ -29,19 +64,23 @@ def _reconstruct(kind: Any, shape: Any, code: Any) -> Any:
     if kind != _KIND or tuple(shape) != (0,):
         message = "an array is made without its values"
         raise ValueError(message)
-    return _ARRAY(np.ndarray, (0,), code)
+    return _ARRAY(_Array, (0,), code)
 
 
 def number_from(kind: Any, *values: Any) -> Any:
-    """A number of numpy's from its bytes; without bytes it would take as many as its type asks for.
+    """A number of numpy's from its bytes; without bytes it would take as many as its type asks for, and as an
+    object it would take them for an address.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or its type is no number's.
     """
     if len(values) != 1:
         message = "a number is made without its value"
         raise ValueError(message)
-    return _SCALAR(kind, values[0])
+    if not isinstance(kind, Kind) or kind.dtype.kind not in "biufc":
+        message = "its type is no number's"
+        raise ValueError(message)
+    return _SCALAR(kind.dtype, values[0])
 
 
 def _encode(text: Any, how: Any) -> Any:
@@ -57,7 +96,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _encode,
     ("builtins", "set"): set,
     ("__builtin__", "set"): set,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "dtype"): Kind,
     ("numpy", "ndarray"): _KIND,
     **{(f"numpy.{part}.multiarray", "scalar"): number_from for part in ("core", "_core")},
     **{(f"numpy.{part}.multiarray", "_reconstruct"): _reconstruct for part in ("core", "_core")},

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from CTSegLogic.files.atomic import replaced
-from CTSegLogic.files.unpickled import number_from
+from CTSegLogic.files.unpickled import Kind, number_from
 from CTSegLogic.values.errors import OutOfMemory, WeightsCorrupt, WeightsMismatch, out_of_memory
 
 _SHAPES = "compact"  # the entry of a compact file's metadata
@@ -221,9 +221,7 @@ def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _numbers() -> list[Any]:
     """numpy's scalars, by every name that versions of numpy gave what makes them."""
-    kinds = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
     return [
-        np.dtype,
-        *dict.fromkeys(kinds),
+        (Kind, "numpy.dtype"),
         *((number_from, f"numpy.{part}.multiarray.scalar") for part in _PARTS),
     ]

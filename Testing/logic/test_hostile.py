@@ -480,3 +480,20 @@ def test_a_text_among_the_sizes_of_kept_features_is_no_size(tmp_path):
     table = b'[[0, [9999999999999999, "0", 4, 5]]]'
     (tmp_path / "k.features").write_bytes(bytes(240) + table + len(table).to_bytes(8, "little"))
     assert FeatureFolder(folder=tmp_path, limit=1 << 20).read("k") == []
+
+
+BENT_KIND = (
+    b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(X\x02\x00\x00\x00%sK\x00K\x01tR"
+    b"(K\x03X\x01\x00\x00\x00<%sJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbC\x08\0\0\0\0\0\0\xf0?tR."
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "state"), [(b"O8", b"NNN"), (b"f8", b"(NNt"), (b"f8", b"NN}"), (b"V8", b"NNN")]
+)
+def test_types_of_numpy_that_crash_it_are_refused(tmp_path, code, state):
+    (tmp_path / "plans.pkl").write_bytes(b"\x80\x03" + BENT_KIND % (b"f8", b"NNN"))
+    assert read_pickled(tmp_path / "plans.pkl") == 1.0
+    (tmp_path / "plans.pkl").write_bytes(b"\x80\x03" + BENT_KIND % (code, state))
+    with pytest.raises(WeightsCorrupt):
+        read_pickled(tmp_path / "plans.pkl")
