@@ -49,14 +49,11 @@ class Kind:
 
 
 class _Array(np.ndarray[Any, Any]):
-    """An array that takes its type as a `Kind`."""
+    """An array that takes its type as a `Kind` too; copies of it come with numpy's own."""
 
     def __setstate__(self, state: Any) -> None:
         version, shape, kind, *rest = state
-        if not isinstance(kind, Kind):
-            message = "an array has no type"
-            raise TypeError(message)
-        super().__setstate__((version, shape, kind.dtype, *rest))
+        super().__setstate__((version, shape, kind.dtype if isinstance(kind, Kind) else kind, *rest))
 
 
 def _reconstruct(kind: Any, shape: Any, code: Any) -> Any:

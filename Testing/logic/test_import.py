@@ -335,3 +335,14 @@ def test_the_shipped_cards_list_every_structure_of_the_task(name, heads):
         spec.url.startswith("https://github.com/wasserth/TotalSegmentator/") for spec in card.files.values()
     )
     assert any("ryai.230024" in said for said in card.cite)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_arrays_and_numbers_of_a_pickle_are_whole_and_can_be_copied(tmp_path, protocol):
+    made = {"a": np.arange(6.0).reshape(2, 3), "u": np.array(["ab"]), "be": np.arange(3, dtype=">i4")}
+    (tmp_path / "plans.pkl").write_bytes(pickle.dumps({**made, "s": np.float32(2.5)}, protocol))
+    read = read_pickled(tmp_path / "plans.pkl")
+    for copied in (read, pickle.loads(pickle.dumps(read))):
+        assert copied["s"] == 2.5
+        for key, array in made.items():
+            np.testing.assert_array_equal(copied[key], array)
