@@ -74,10 +74,12 @@ def number_from(kind: Any, *values: Any) -> Any:
     if len(values) != 1:
         message = "a number is made without its value"
         raise ValueError(message)
-    if not isinstance(kind, Kind) or kind.dtype.kind not in "biufc":
+    # Where another package has told torch of numpy's own type, torch may take that one.
+    dtype = kind.dtype if isinstance(kind, Kind) else kind
+    if not isinstance(dtype, np.dtype) or dtype.kind not in "biufc":
         message = "its type is no number's"
         raise ValueError(message)
-    return _SCALAR(kind.dtype, values[0])
+    return _SCALAR(dtype, values[0])
 
 
 def _encode(text: Any, how: Any) -> Any:

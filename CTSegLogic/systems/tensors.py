@@ -221,7 +221,9 @@ def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _numbers() -> list[Any]:
     """numpy's scalars, by every name that versions of numpy gave what makes them."""
+    kinds = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
     return [
         (Kind, "numpy.dtype"),
+        *dict.fromkeys(kinds),
         *((number_from, f"numpy.{part}.multiarray.scalar") for part in _PARTS),
     ]

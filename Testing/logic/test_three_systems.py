@@ -70,7 +70,7 @@ def reads_text(whole, name, named, given):
         return True
     if name in ("run", "Popen", "check_output", "check_call") and "subprocess" in whole:
         return bool(named.get("text") or named.get("universal_newlines"))
-    if name not in ("open", "fdopen") or whole in ("os.open", "archive.open", "lmdb.open"):
+    if name not in ("open", "fdopen") or whole in ("os.open", "archive.open", "lmdb.open", "Image.open"):
         return False
     modes = [m for m in [*given, named.get("mode")] if isinstance(m, str) and re.fullmatch(r"[rwaxbt+]+", m)]
     return not any("b" in mode for mode in modes)
